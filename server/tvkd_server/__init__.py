@@ -1,0 +1,1 @@
+"""The server: the teacher behind HTTP, its values in a store."""

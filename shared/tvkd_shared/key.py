@@ -1,0 +1,75 @@
+"""Content keys: who the teacher is, and which completion after which prompt its values belong to.
+
+What is not in a key must not change the value; what is in it and changes, changes the key.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+VALUE_DEFINITION = 1
+"""Version of the maths in `value.py`. A change to what a stored number means raises it, and so changes every key."""
+
+KEY_BYTES = 16
+
+# Config entries that do not change a logit; the dtype that the engine runs in is part of the id on its own.
+_NOT_IN_ID = {
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "quantization_config",
+}
+
+
+def teacher_id(
+    weights_digest: str, config: Mapping[str, Any], dtype: str, quantization: Mapping[str, Any] | str | None
+) -> str:
+    """Identity of a teacher as 32 hexadecimal digits: its weights, config, dtype and quantisation.
+
+    Engine, version, tokenizer and chat template are provenance, kept beside the id and not in it.
+    """
+    identity = {
+        "weights": weights_digest,
+        "config": {name: entry for name, entry in config.items() if name not in _NOT_IN_ID},
+        "dtype": dtype,
+        "quantization": quantization,
+    }
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.blake2b(canonical.encode(), digest_size=KEY_BYTES, person=b"tvkd-teacher").hexdigest()
+
+
+def completion_keys(
+    teacher: str, prompt_token_ids: Sequence[int], completions: Sequence[Sequence[int]]
+) -> list[bytes]:
+    """Key of each completion after one prompt, 16 bytes each.
+
+    The digest of (value-definition version, teacher id, prompt tokens, completion tokens), each with its length in
+    front, so that a token moved across the border between prompt and completion gives another key.
+    Raises ValueError (OverflowError from NumPy) when a token id does not fit in 32 unsigned bits.
+    """
+    head = hashlib.blake2b(digest_size=KEY_BYTES, person=b"tvkd-completion")
+    head.update(VALUE_DEFINITION.to_bytes(4, "little"))
+    head.update(_framed(teacher.encode()))
+    head.update(_framed(_token_bytes(prompt_token_ids)))
+    keys = []
+    for completion in completions:
+        digest = head.copy()
+        digest.update(_framed(_token_bytes(completion)))
+        keys.append(digest.digest())
+    return keys
+
+
+def _token_bytes(token_ids: Sequence[int]) -> bytes:
+    ids = np.asarray(token_ids, np.int64)
+    if ids.size and (ids.min() < 0 or ids.max() >= 2**32):
+        raise ValueError("token ids must lie in 0 … 2^32 − 1")
+    return ids.astype("<u4").tobytes()
+
+
+def _framed(payload: bytes) -> bytes:
+    return len(payload).to_bytes(8, "little") + payload
