@@ -1,0 +1,1 @@
+"""Teachers: one interface, several engines."""

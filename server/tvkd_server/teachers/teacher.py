@@ -1,0 +1,33 @@
+"""What every engine offers: one prompt and its completions in, values out."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from tvkd_shared.scored import Scored
+from tvkd_shared.wire import TeacherInfo, TextItem, TokenItem
+
+
+class Teacher(Protocol):
+    info: TeacherInfo
+
+    async def score(
+        self,
+        prompt_token_ids: Sequence[int],
+        completions: Sequence[Sequence[int]],
+        temperatures: Sequence[float],
+    ) -> list[Scored]:
+        """Values of each completion after one prompt, in order.
+
+        `Scored.values` holds temperature 1.0 and every asked one. Calls made at the same time share passes; one that
+        is cancelled or fails leaves its neighbours alone.
+        Raises InvalidRequest (see `limits.check`) or TeacherUnavailable.
+        """
+        ...
+
+    def tokenize(self, item: TextItem) -> TokenItem:
+        """Token ids by the teacher's own tokenizer and chat template. Raises InvalidRequest if it has none."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is in the engine, refuse what waits. Calls after this raise TeacherUnavailable."""
+        ...
