@@ -43,9 +43,7 @@ def teacher_id(
     return hashlib.blake2b(canonical.encode(), digest_size=KEY_BYTES, person=b"tvkd-teacher").hexdigest()
 
 
-def completion_keys(
-    teacher: str, prompt_token_ids: Sequence[int], completions: Sequence[Sequence[int]]
-) -> list[bytes]:
+def completion_keys(teacher: str, prompt_token_ids: Sequence[int], completions: Sequence[Sequence[int]]) -> list[bytes]:
     """Key of each completion after one prompt, 16 bytes each.
 
     The digest of (value-definition version, teacher id, prompt tokens, completion tokens), each with its length in

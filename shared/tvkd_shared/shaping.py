@@ -45,9 +45,7 @@ def potential(
     raise ValueError(f"potential {kind!r} was asked for without the values it is made from")
 
 
-def shaping(
-    potentials_S: npt.ArrayLike, *, gamma: float, terminal: Terminal, end: int | None = None
-) -> Float64:
+def shaping(potentials_S: npt.ArrayLike, *, gamma: float, terminal: Terminal, end: int | None = None) -> Float64:
     """ψ_t = γ·Φ(s_{t+1}) − Φ(s_t) of each token, shape (T,), from Φ of each state, shape (T + 1,).
 
     `end` is the number of tokens up to and including the end-of-sequence token, None for a completion that was cut

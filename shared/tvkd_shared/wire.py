@@ -4,10 +4,10 @@ Numbers in an answer are the exact float32 values that the store holds, written 
 the same bits.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from tvkd_shared.key import KEY_BYTES, VALUE_DEFINITION
 from tvkd_shared.scored import Scored
@@ -16,7 +16,7 @@ MAX_TEMPERATURES = 8
 
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
-Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 
 class _Closed(BaseModel):
@@ -44,19 +44,28 @@ class TextItem(_Closed):
     completions: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
 
+def _item_kind(item: Any) -> str:
+    return (
+        "tokens" if isinstance(item, TokenItem) or (isinstance(item, dict) and "prompt_token_ids" in item) else "text"
+    )
+
+
+Item = Annotated[Annotated[TokenItem, Tag("tokens")] | Annotated[TextItem, Tag("text")], Discriminator(_item_kind)]
+
+
 class PotentialsRequest(_Closed):
     temperatures: Annotated[list[Temperature], Field(min_length=1, max_length=MAX_TEMPERATURES)] = [1.0]
     entropy: bool = Field(False, description="send the entropy of each state too")
     teacher_id: str | None = Field(None, description="409 if another teacher answers")
     cache: Literal["use", "only", "skip"] = Field(
         "use",
-        description="use: look up, compute what is missing, keep it. only: a miss is an error, the teacher is not "
-        "run. skip: compute anew, neither read nor keep.",
+        description="use: look up, compute what is missing, keep it. only: a miss is an error, "
+        "the teacher is not run. skip: compute anew, neither read nor keep.",
     )
     return_: Literal["values", "digests"] = Field(
         "values", alias="return", description="digests: fill the store, send no values back"
     )
-    items: Annotated[list[TokenItem | TextItem], Field(min_length=1)]
+    items: Annotated[list[Item], Field(min_length=1)]
 
     model_config = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
 

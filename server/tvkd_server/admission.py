@@ -1,0 +1,44 @@
+"""Back-pressure: a request that would overfill the queue is refused at once, never half done."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tvkd_shared.errors import Overloaded
+
+
+class Admission:
+    """Counts the tokens that are admitted and not yet computed, against a budget.
+
+    A request larger than the whole budget is admitted when nothing else is: it would otherwise never run.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.queued = 0
+        self._released = 0
+        self._busy_since = time.monotonic()
+
+    @contextmanager
+    def hold(self, tokens: int) -> Iterator[None]:
+        """Hold the tokens while the teacher works. Raises Overloaded with the time after which to try again."""
+        if self.queued and self.queued + tokens > self.budget:
+            wait = self._seconds_to_half()
+            raise Overloaded(
+                f"{self.queued:,} tokens are queued and {tokens:,} more exceed the budget of {self.budget:,}; "
+                f"try again in {wait:.0f} s",
+                retry_after=wait,
+            )
+        if not self.queued:
+            self._released, self._busy_since = 0, time.monotonic()
+        self.queued += tokens
+        try:
+            yield
+        finally:
+            self.queued -= tokens
+            self._released += tokens
+
+    def _seconds_to_half(self) -> float:
+        """Time for half the queue to pass at the rate seen since it was last empty, within 1 … 60 s."""
+        elapsed = time.monotonic() - self._busy_since
+        return min(60.0, max(1.0, self.queued / 2 * elapsed / max(self._released, 1)))

@@ -1,0 +1,61 @@
+"""The FastAPI app of one teacher and one store."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from tvkd_server import problem, routes
+from tvkd_server.body_limit import BodyLimit
+from tvkd_server.metrics import Metrics
+from tvkd_server.readiness import Readiness
+from tvkd_server.service import Service
+from tvkd_server.settings import ServeSettings
+from tvkd_server.store import Store
+from tvkd_server.teachers.teacher import Teacher
+
+
+def create_app(
+    settings: ServeSettings,
+    load_teacher: Callable[[], Teacher],
+    on_failure: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The app; store and teacher are opened in the background once it has started.
+
+    `on_failure` is called when either cannot be opened; `app.state.readiness.failure` then holds the reason.
+    """
+    metrics, readiness = Metrics(), Readiness()
+
+    def open_service() -> Service:
+        store = Store(settings.store)
+        try:
+            return Service(
+                load_teacher(),
+                store,
+                metrics,
+                max_queued_tokens=settings.max_queued_tokens,
+                max_request_tokens=settings.max_request_tokens,
+            )
+        except BaseException:
+            store.close()
+            raise
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(readiness.load(open_service, on_failure))
+        yield
+        readiness.draining = True
+        await loading
+        if readiness.service:
+            await readiness.service.close()
+
+    app = FastAPI(title="tvkd", summary="Per-token teacher values for preference distillation", lifespan=lifespan)
+    app.state.token = settings.bearer_token()
+    app.state.metrics = metrics
+    app.state.readiness = readiness
+    app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
+    problem.install(app)
+    app.include_router(routes.v1)
+    app.include_router(routes.operations)
+    return app

@@ -1,0 +1,60 @@
+"""Errors as `application/problem+json` (RFC 9457), each with a stable code."""
+
+import logging
+import math
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from tvkd_shared.errors import InvalidRequest, TVKDError
+from tvkd_shared.wire import Problem
+
+logger = logging.getLogger(__name__)
+
+_HTTP_CODES = {400: "invalid-request", 404: "not-found", 405: "method-not-allowed"}
+
+
+def problem_response(error: TVKDError) -> Response:
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return _response(error.status, error.code, error.message, headers)
+
+
+def _response(status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> Response:
+    problem = Problem(title=code.replace("-", " ").capitalize(), status=status, detail=detail, code=code)
+    return Response(problem.model_dump_json(), status, headers, media_type="application/problem+json")
+
+
+def install(app: FastAPI) -> None:
+    """Every error that leaves the app does so as a problem; a fault's details stay in the log."""
+
+    @app.exception_handler(TVKDError)
+    async def _on_purpose(_request: Request, error: TVKDError) -> Response:
+        return problem_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _malformed(_request: Request, error: RequestValidationError) -> Response:
+        return problem_response(InvalidRequest(_first_line(error)))
+
+    @app.exception_handler(HTTPException)
+    async def _http(_request: Request, error: HTTPException) -> Response:
+        code = _HTTP_CODES.get(error.status_code, "invalid-request")
+        return _response(error.status_code, code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def _fault(request: Request, error: Exception) -> Response:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return _response(500, "internal-error", "an unexpected fault; the server's log has the details")
+
+
+def _first_line(error: RequestValidationError) -> str:
+    """The first mistake and where it is, as one line: `body.items[0].completions[1][3]: …`."""
+    first, *rest = error.errors()
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    more = f" (and {len(rest)} more)" if rest else ""
+    return f"{place}: {first['msg']}{more}"

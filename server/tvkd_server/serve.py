@@ -1,0 +1,70 @@
+"""`tvkd serve`: settings, socket, signals and exit code around the app."""
+
+import logging
+import socket
+from types import FrameType
+
+import uvicorn
+
+from tvkd_server.app import create_app
+from tvkd_server.readiness import Readiness
+from tvkd_server.settings import ServeSettings
+from tvkd_server.teachers.transformers_teacher import TransformersTeacher
+from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.settings import exit_code, from_command_line
+
+
+def main(argv: list[str]) -> int:
+    """Serve until a signal. Returns 0 after one, 2 for a user's mistake, 1 for a fault."""
+    return exit_code("tvkd serve", lambda: serve(from_command_line(ServeSettings, argv)))
+
+
+def serve(settings: ServeSettings) -> int:
+    """Serve until a signal. Raises what the teacher or the store raised when either cannot be opened."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    for chatty in ("httpx", "httpcore", "huggingface_hub"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    app = create_app(
+        settings,
+        load_teacher=lambda: TransformersTeacher.load(
+            settings.model,
+            name=settings.name,
+            dtype=settings.dtype,
+            device=settings.device,
+            max_batch_tokens=settings.max_batch_tokens,
+            head_chunk=settings.head_chunk,
+        ),
+        on_failure=lambda: setattr(server, "should_exit", True),
+    )
+    readiness: Readiness = app.state.readiness
+    server = _Server(
+        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=settings.drain_seconds),
+        readiness,
+    )
+    listener = _listen(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    logging.getLogger(__name__).info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
+    server.run(sockets=[listener])
+    if readiness.failure:
+        raise readiness.failure
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """Not ready from the signal on, while requests in flight are finished."""
+
+    def __init__(self, config: uvicorn.Config, readiness: Readiness) -> None:
+        super().__init__(config)
+        self._readiness = readiness
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._readiness.draining = True
+        super().handle_exit(sig, frame)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise InvalidRequest(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port") from error

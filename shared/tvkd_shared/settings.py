@@ -1,0 +1,49 @@
+"""How every command reads its settings and ends: one model for flags and variables, one line for a mistake."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, CliApp
+
+from tvkd_shared.errors import InvalidRequest, NotCached, TVKDError, Unauthorized
+
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+_USERS_MISTAKE = (InvalidRequest, NotCached, Unauthorized, FileNotFoundError)
+
+
+def from_command_line(model: type[Settings], argv: list[str]) -> Settings:
+    """Settings from flags, then `TVKD_…` variables, then defaults. Raises InvalidRequest with every wrong one named."""
+    try:
+        return CliApp.run(model, cli_args=argv)
+    except ValidationError as error:
+        raise InvalidRequest("; ".join(_mistake(model, fault) for fault in error.errors())) from error
+
+
+def _mistake(model: type[BaseSettings], fault: ErrorDetails) -> str:
+    message = fault["msg"].removeprefix("Value error, ")
+    if not fault["loc"]:
+        return message
+    field = str(fault["loc"][0])
+    prefix = model.model_config.get("env_prefix", "")
+    if fault["type"] == "missing":
+        return f"--{field.replace('_', '-')} is needed (or {prefix}{field.upper()} in the environment)"
+    return f"--{field.replace('_', '-')}: {message}"
+
+
+def exit_code(command: str, run: Callable[[], int]) -> int:
+    """Run a command: its own code when done, 2 for a user's mistake, 1 for a fault, each told in one line.
+
+    `TVKD_TRACEBACK=1` lets a fault through with its traceback.
+    """
+    try:
+        return run()
+    except (TVKDError, OSError) as error:
+        if os.environ.get("TVKD_TRACEBACK"):
+            raise
+        print(f"{command}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, _USERS_MISTAKE) else 1
