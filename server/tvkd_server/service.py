@@ -10,7 +10,7 @@ from tvkd_server.store import Store
 from tvkd_server.teachers.limits import check
 from tvkd_server.teachers.teacher import Teacher
 from tvkd_server.writer import GroupCommit
-from tvkd_shared.errors import InvalidRequest, NotCached, PayloadTooLarge, StoreUnavailable, TeacherMismatch
+from tvkd_shared.errors import NotCached, PayloadTooLarge, StoreUnavailable, TeacherMismatch
 from tvkd_shared.key import completion_keys
 from tvkd_shared.scored import Scored
 from tvkd_shared.wire import (
@@ -85,11 +85,9 @@ class Service:
         work, total = [], 0
         for index, item in enumerate(request.items):
             tokens = self.teacher.tokenize(item) if isinstance(item, TextItem) else item
-            try:
-                check(self.teacher.info, tokens.prompt_token_ids, tokens.completions, request.temperatures)
-            except InvalidRequest as error:
-                raise type(error)(f"items[{index}]: {error}") from None
-            keys = completion_keys(self.teacher.info.id, tokens.prompt_token_ids, tokens.completions)
+            prompt, completions = tokens.prompt_token_ids, tokens.completions
+            check(self.teacher.info, prompt, completions, request.temperatures, f"items[{index}]")
+            keys = completion_keys(self.teacher.info.id, prompt, completions)
             work.append(_Work(tokens, keys, isinstance(item, TextItem)))
             total += work[-1].cost(set(keys))
         if total > self.max_request_tokens:
