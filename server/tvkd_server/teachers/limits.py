@@ -27,9 +27,7 @@ def check(
     lowest, highest = info.temperatures
     for index, temperature in enumerate(temperatures):
         if not lowest <= temperature <= highest:
-            raise TemperatureNotServed(
-                f"{at}temperatures[{index}] is {temperature}; served are {lowest} … {highest}"
-            )
+            raise TemperatureNotServed(f"{at}temperatures[{index}] is {temperature}; served are {lowest} … {highest}")
     if not completions:
         raise InvalidRequest(f"{at}the prompt has no completion; one at least is needed")
     named = [("prompt_token_ids", prompt_token_ids)]

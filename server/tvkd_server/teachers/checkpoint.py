@@ -1,0 +1,129 @@
+"""A checkpoint directory on this machine: found, judged by its files, and given an identity.
+
+Nothing here loads a weight, and the network is used for a hub id only.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from tvkd_shared.errors import InvalidRequest
+
+# The order in which transformers looks for weights: the first that is there is the one that it loads.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_BESIDE_WEIGHTS = ["*.json", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A causal language model in Hugging Face's layout. `config` is config.json as it stands in the file."""
+
+    directory: Path
+    name: str
+    config: dict[str, Any]
+
+    @classmethod
+    def find(cls, model: str | Path, name: str | None = None) -> "Checkpoint":
+        """The directory, or the hub's snapshot of an id that is no directory.
+
+        Raises InvalidRequest when there is none, or when what is there cannot be a causal LM's checkpoint.
+        """
+        directory = Path(model).expanduser()
+        if not directory.is_dir():
+            directory = _snapshot(model)
+        elif name is None:
+            name = directory.resolve().name
+        if (directory / "adapter_config.json").exists():
+            raise InvalidRequest(
+                f"{model} is a PEFT adapter; merge it into its base model first (merge_and_unload), then save that"
+            )
+        try:
+            config = json.loads((directory / "config.json").read_text())
+        except FileNotFoundError:
+            raise InvalidRequest(
+                f"{model} has no config.json; a checkpoint saved by save_pretrained is needed"
+            ) from None
+        except ValueError as error:
+            raise InvalidRequest(f"{model}/config.json is not JSON: {error}") from error
+        _refuse_other_models(model, config)
+        return cls(directory, name or str(model), config)
+
+    def weight_files(self) -> list[Path]:
+        """The files that hold the weights, by name. Raises InvalidRequest when there are none, or one is missing."""
+        found = next((self.directory / name for name in _WEIGHTS if (self.directory / name).exists()), None)
+        if found is None:
+            raise InvalidRequest(f"{self.directory} has no weights; looked for {', '.join(_WEIGHTS)}")
+        if found.suffix != ".json":
+            return [found]
+        shards = sorted({self.directory / shard for shard in json.loads(found.read_text())["weight_map"].values()})
+        missing = [shard.name for shard in shards if not shard.exists()]
+        if missing:
+            raise InvalidRequest(f"{self.directory} lacks {', '.join(missing)}, which {found.name} names; copy it too")
+        return shards
+
+    def weights_digest(self) -> str:
+        """Digest of the weight files' content, hashed once: about a second a gigabyte the first time."""
+        digests = [_file_digest(path) for path in self.weight_files()]
+        return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+
+
+def _snapshot(model: str | Path) -> Path:
+    repository = str(model)
+    if isinstance(model, Path) or repository.startswith(("/", ".", "~")) or repository.count("/") > 1:
+        raise InvalidRequest(f"no directory {model}; give a checkpoint's directory or a hub id such as org/name")
+    try:
+        found = Path(snapshot_download(repository, allow_patterns=[*_BESIDE_WEIGHTS, "*.safetensors"]))
+        if not any(found.glob("*.safetensors")):
+            found = Path(snapshot_download(repository, allow_patterns=[*_BESIDE_WEIGHTS, "pytorch_model*.bin"]))
+    except (HFValidationError, OSError) as error:
+        raise InvalidRequest(
+            f"{repository} is no directory, and the hub did not give it: {first_line(error)}"
+        ) from error
+    return found
+
+
+def _refuse_other_models(model: str | Path, config: dict[str, Any]) -> None:
+    kind = str(config.get("model_type"))
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    if causal is None:
+        custom = " (its own code is never run)" if "auto_map" in config else ""
+        raise InvalidRequest(f"{model} is of type {kind}, which transformers has no causal LM for{custom}")
+    known = {causal} if isinstance(causal, str) else set(causal)
+    saved = config.get("architectures") or []
+    if saved and not known & set(saved):
+        raise InvalidRequest(f"{model} is a {', '.join(saved)}, not a causal LM; {' or '.join(known)} is needed")
+
+
+def _file_digest(path: Path) -> str:
+    """Digest of one file's content, remembered in the user's cache by path, size and modification time."""
+    state = path.stat()
+    version = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}"
+    known = hashlib.blake2b(version.encode(), digest_size=16).hexdigest()
+    remembered = platformdirs.user_cache_path("tvkd") / "weights" / known
+    try:
+        return remembered.read_text()
+    except FileNotFoundError:
+        pass
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    try:
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        draft = remembered.with_suffix(f".{os.getpid()}")
+        draft.write_text(digest)
+        draft.replace(remembered)
+    except OSError:
+        pass  # a cache folder that cannot be written costs a second hashing, nothing else
+    return digest
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type's name when it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,88 @@
+"""The teacher's tokenizer: text and chats to token ids, and the digests that say which tokenizer it was."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from tvkd_server.teachers.checkpoint import first_line
+from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.wire import TextItem, TokenItem
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+class Tokenizer:
+    """The tokenizer saved with a checkpoint, or none: then token ids alone are answered."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self._tokenizer: Any = tokenizer
+
+    @classmethod
+    def load(cls, directory: Path) -> "Tokenizer":
+        """Raises InvalidRequest when the directory has tokenizer files that cannot be read."""
+        if not any((directory / name).exists() for name in _FILES):
+            return cls(None)
+        try:
+            return cls(AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False))
+        except Exception as error:
+            raise InvalidRequest(f"{directory} has a tokenizer that does not load: {first_line(error)}") from error
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of which id stands for which token: what teacher and student must share."""
+        if self._tokenizer is None:
+            return None
+        by_id = sorted((number, token) for token, number in self._tokenizer.get_vocab().items())
+        return _digest(json.dumps(by_id, separators=(",", ":")))
+
+    @property
+    def chat_template_digest(self) -> str | None:
+        template = self._tokenizer and self._tokenizer.chat_template
+        return _digest(json.dumps(template, sort_keys=True)) if template else None
+
+    def tokenize(self, item: TextItem) -> TokenItem:
+        """Token ids of a prompt and its completions, divided where the tokenised prompt ends.
+
+        Text is taken as it stands, with the special tokens that the tokenizer puts in front and no end-of-sequence
+        token behind. Messages go through the chat template, with each completion as the assistant's answer to them.
+        Raises InvalidRequest without a tokenizer or chat template, when a completion adds no token, or when a token
+        spans the border between prompt and completion.
+        """
+        if self._tokenizer is None:
+            raise InvalidRequest("the teacher was saved without a tokenizer; send token ids")
+        prompt_ids = self._ids(item.prompt, None)
+        completions = []
+        for index, completion in enumerate(item.completions):
+            ids = self._ids(item.prompt, completion)
+            if ids[: len(prompt_ids)] != prompt_ids or not prompt_ids:
+                raise InvalidRequest(
+                    f"completions[{index}]: a token spans the border between prompt and completion; end the prompt "
+                    "where a token ends, or send token ids"
+                )
+            if len(ids) == len(prompt_ids):
+                raise InvalidRequest(f"completions[{index}] is no token long; a completion of one at least is needed")
+            completions.append(ids[len(prompt_ids) :])
+        return TokenItem(prompt_token_ids=prompt_ids, completions=completions)
+
+    def _ids(self, prompt: str | list[Any], completion: str | None) -> list[int]:
+        if isinstance(prompt, str):
+            return list(self._tokenizer(prompt + (completion or ""))["input_ids"])
+        if not self._tokenizer.chat_template:
+            raise InvalidRequest("the teacher's tokenizer has no chat template; send the prompt as text or token ids")
+        chat = [message.model_dump() for message in prompt]
+        if completion is not None:
+            chat.append({"role": "assistant", "content": completion})
+        try:
+            encoded = self._tokenizer.apply_chat_template(
+                chat, add_generation_prompt=completion is None, return_dict=True
+            )
+        except Exception as error:
+            raise InvalidRequest(f"the teacher's chat template refuses these messages: {first_line(error)}") from error
+        return list(encoded["input_ids"])
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
