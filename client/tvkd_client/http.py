@@ -1,0 +1,364 @@
+"""Client of a tvkd server: asks, retries what passes, and checks every answer before it becomes a value."""
+
+import logging
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter, wait_random
+
+from tvkd_shared.errors import (
+    BY_CODE,
+    InvalidRequest,
+    Overloaded,
+    PayloadTooLarge,
+    StoreUnavailable,
+    TeacherMismatch,
+    TeacherUnavailable,
+    TVKDError,
+    Unauthorized,
+    WrongAnswer,
+)
+from tvkd_shared.key import VALUE_DEFINITION, completion_keys
+from tvkd_shared.scored import Scored
+from tvkd_shared.wire import (
+    CompletionAnswer,
+    PotentialsAnswer,
+    PotentialsRequest,
+    Problem,
+    StoreInfo,
+    TeacherInfo,
+    TokenItem,
+)
+
+logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=BaseModel)
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
+
+REQUEST_TOKENS = 8192
+"""Tokens in one request: some seconds of a large teacher, so that progress shows and a lost request costs little."""
+
+# A read timeout is not among them: the teacher has had the whole of `timeout`, and asking again would double its load.
+_PASSING = (
+    httpx.NetworkError,
+    httpx.RemoteProtocolError,
+    httpx.ConnectTimeout,
+    Overloaded,
+    TeacherUnavailable,
+    StoreUnavailable,
+)
+# What a proxy in front of the server answers in its own words.
+_BY_STATUS: dict[int, type[TVKDError]] = {
+    401: Unauthorized,
+    403: Unauthorized,
+    413: PayloadTooLarge,
+    429: Overloaded,
+    502: TeacherUnavailable,
+    503: TeacherUnavailable,
+    504: TeacherUnavailable,
+}
+_backoff = wait_exponential_jitter(initial=0.5, max=15, jitter=0.5)
+_spread = wait_random(0, 0.5)
+
+
+class TeacherClient:
+    """Client of one server and one teacher.
+
+    Connections open at the first request of each process, so that a client can be pickled and forked; several threads
+    may use one. The first answer's teacher, or `teacher_id`, is the only one accepted from then on.
+
+    api_key         bearer token; default: TVKD_API_KEY
+    timeout         seconds to wait for one answer
+    request_tokens  tokens in one request; a single item that holds more goes alone
+    in_flight       requests of one call that are under way at once
+    patience        seconds from a request's first failure to giving up
+    transport       httpx transport in place of TCP
+
+    Raises InvalidRequest when the URL is not one.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+        teacher_id: str | None = None,
+        request_tokens: int = REQUEST_TOKENS,
+        in_flight: int = 4,
+        patience: float = 120.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        if not re.match(r"https?://[^/]", url):
+            raise InvalidRequest(f"server {url!r} is not a URL such as http://127.0.0.1:8077")
+        self.url = url.rstrip("/")
+        self.teacher_id = teacher_id
+        self.request_tokens = request_tokens
+        self.in_flight = in_flight
+        self._api_key = os.environ.get("TVKD_API_KEY") if api_key is None else api_key
+        self._timeout = timeout
+        self._patience = patience
+        self._transport = transport
+        self._opened: dict[int, httpx.Client] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": {}}
+
+    def teacher(self) -> TeacherInfo:
+        """`GET /v1/teacher`. Raises TeacherMismatch, or WrongAnswer when the server defines a value otherwise."""
+        info = self._ask("GET", "/v1/teacher", TeacherInfo)
+        self._check_teacher(info.id)
+        if info.value_definition != VALUE_DEFINITION:
+            raise WrongAnswer(
+                f"{self.url} computes value definition {info.value_definition}, this client reads {VALUE_DEFINITION}: "
+                "install the same tvkd on both sides"
+            )
+        return info
+
+    def store(self) -> StoreInfo:
+        """`GET /v1/store`."""
+        return self._ask("GET", "/v1/store", StoreInfo)
+
+    def potentials(
+        self,
+        items: Sequence[TokenItem],
+        *,
+        temperatures: Sequence[float] = (1.0,),
+        cache: Literal["use", "only", "skip"] = "use",
+    ) -> list[list[Scored]]:
+        """Record of each completion of each item, at every temperature asked for and at 1.0.
+
+        Raises the errors of `tvkd_shared.errors`: those that the server answers, TeacherUnavailable when it cannot be
+        reached, WrongAnswer when an answer does not fit its question.
+        """
+        asked = _with_one(temperatures)
+
+        def ask(batch: tuple[int, list[TokenItem]]) -> list[list[Scored]]:
+            first, part = batch
+            answers = self._potentials(first, part, asked, cache=cache, return_="values")
+            return [
+                [self._scored(one, asked, first + i, j) for j, one in enumerate(row)] for i, row in enumerate(answers)
+            ]
+
+        batches = list(split(items, self.request_tokens))
+        if len(batches) == 1:
+            return ask(batches[0])
+        return [row for rows in in_order(ask, batches, self.in_flight) for row in rows]
+
+    def fill(self, items: Sequence[TokenItem], temperatures: Sequence[float] = (1.0,)) -> int:
+        """Have the values computed and stored, without receiving them. Returns how many were not stored before.
+
+        Raises as `potentials` does.
+        """
+        asked = _with_one(temperatures)
+
+        def ask(batch: tuple[int, list[TokenItem]]) -> int:
+            answers = self._potentials(*batch, asked, cache="use", return_="digests")
+            return sum(not completion.cached for row in answers for completion in row)
+
+        return sum(in_order(ask, split(items, self.request_tokens), self.in_flight))
+
+    def _potentials(
+        self,
+        first: int,
+        items: list[TokenItem],
+        temperatures: list[float],
+        *,
+        cache: Literal["use", "only", "skip"],
+        return_: Literal["values", "digests"],
+    ) -> list[list[CompletionAnswer]]:
+        """One request, its answer checked up to the numbers. `first` is the index of items[0] in the caller's list."""
+        try:
+            request = PotentialsRequest(
+                temperatures=temperatures,
+                entropy=return_ == "values",
+                teacher_id=self.teacher_id,
+                cache=cache,
+                return_=return_,
+                items=items,
+            )
+        except ValidationError as error:
+            raise InvalidRequest(_first_line(error)) from error
+        body = request.model_dump_json(by_alias=True, exclude_none=True)
+        answer = self._ask("POST", "/v1/potentials", PotentialsAnswer, body)
+        self._check_teacher(answer.teacher_id)
+        if answer.temperatures != temperatures:
+            raise WrongAnswer(f"{self.url}: temperatures {answer.temperatures} came, {temperatures} were asked for")
+        if len(answer.items) != len(items):
+            raise WrongAnswer(f"{self.url}: {len(answer.items)} items came, {len(items)} were asked for")
+        rows = [item.completions for item in answer.items]
+        for i, (item, row) in enumerate(zip(items, rows, strict=True), first):
+            self._check_item(answer.teacher_id, item, row, i)
+        return rows
+
+    def _check_item(self, teacher: str, item: TokenItem, row: list[CompletionAnswer], i: int) -> None:
+        if len(row) != len(item.completions):
+            raise WrongAnswer(
+                f"{self.url}: items[{i}]: {len(row)} completions came, {len(item.completions)} were asked"
+            )
+        keys = completion_keys(teacher, item.prompt_token_ids, item.completions)
+        for j, (answer, key, completion) in enumerate(zip(row, keys, item.completions, strict=True)):
+            if answer.key != key.hex():
+                raise self._wrong(i, j, f"key {answer.key} came; its tokens have key {key.hex()}")
+            if answer.length != len(completion):
+                raise self._wrong(i, j, f"length {answer.length} came; it has {len(completion)} tokens")
+
+    def _scored(self, answer: CompletionAnswer, temperatures: list[float], i: int, j: int) -> Scored:
+        try:
+            return answer.scored(temperatures)
+        except ValueError as error:
+            raise self._wrong(i, j, str(error)) from error
+
+    def _wrong(self, i: int, j: int, what: str) -> WrongAnswer:
+        return WrongAnswer(f"{self.url}: items[{i}].completions[{j}]: {what}")
+
+    def _check_teacher(self, answering: str) -> None:
+        if self.teacher_id is None:
+            self.teacher_id = answering
+        elif self.teacher_id != answering:
+            raise TeacherMismatch(f"{self.url} answers with teacher {answering}; {self.teacher_id} was asked for")
+
+    def _ask(self, method: str, path: str, model: type[Model], body: str | None = None) -> Model:
+        response = self._send(method, path, body)
+        try:
+            return model.model_validate_json(response.content)
+        except ValidationError as error:
+            raise WrongAnswer(
+                f"{self.url}{path} sent what is no {model.__name__}: {_first_line(error)}; is it a tvkd server?"
+            ) from error
+
+    def _send(self, method: str, path: str, body: str | None) -> httpx.Response:
+        retrying = Retrying(
+            retry=retry_if_exception_type(_PASSING),
+            wait=_wait,
+            stop=_patience(self._patience),
+            before_sleep=self._log_retry,
+            reraise=True,
+        )
+        try:
+            return retrying(self._send_once, method, path, body)
+        except httpx.TimeoutException as error:
+            raise TeacherUnavailable(
+                f"{self.url} did not answer within {self._timeout:g} s: ask for less at once, or wait longer"
+            ) from error
+        except httpx.RequestError as error:
+            cause = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+            raise TeacherUnavailable(f"cannot reach {self.url}: {cause}; is `tvkd serve` running there?") from error
+
+    def _send_once(self, method: str, path: str, body: str | None) -> httpx.Response:
+        response = self._connections().request(method, self.url + path, content=body)
+        if response.status_code != httpx.codes.OK:
+            raise _error(response)
+        return response
+
+    def _connections(self) -> httpx.Client:
+        """This process's connections: after a fork the parent's are left alone, its sockets are not ours to use."""
+        opened = self._opened.get(os.getpid())
+        if opened is not None:
+            return opened
+        headers = {"Content-Type": "application/json"}
+        if self._api_key:
+            headers["Authorization"] = f"Bearer {self._api_key}"
+        new = httpx.Client(
+            headers=headers, timeout=httpx.Timeout(self._timeout, connect=10, pool=None), transport=self._transport
+        )
+        # setdefault is atomic: of two threads that come here at once, one client is kept and the other never connects.
+        return self._opened.setdefault(os.getpid(), new)
+
+    def _log_retry(self, state: RetryCallState) -> None:
+        error = state.outcome and state.outcome.exception()
+        # Back-pressure is the server's normal way of saying "later"; an unreachable server is news, once.
+        level = logging.DEBUG if isinstance(error, Overloaded) or state.attempt_number > 1 else logging.WARNING
+        logger.log(level, "%s: %s; trying again for up to %g s", self.url, error, self._patience)
+
+
+def split(items: Iterable[TokenItem], tokens: int) -> Iterator[tuple[int, list[TokenItem]]]:
+    """Items in order, in batches of at most `tokens` tokens, each with the index of its first item.
+
+    A single item that holds more goes alone.
+    """
+    first, batch, held = 0, list[TokenItem](), 0
+    for item in items:
+        size = len(item.prompt_token_ids) + sum(map(len, item.completions))
+        if batch and held + size > tokens:
+            yield first, batch
+            first, batch, held = first + len(batch), [], 0
+        batch.append(item)
+        held += size
+    if batch:
+        yield first, batch
+
+
+def in_order(
+    function: Callable[[Batch], Result], batches: Iterable[Batch], in_flight: int
+) -> Generator[Result, None, None]:
+    """`function` of each batch, in order, `in_flight` at once; batches are drawn as they are needed.
+
+    An error, or an interrupt, drops the batches not begun and does not wait for those under way.
+    """
+    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="tvkd")
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for batch in batches:
+            # Twice as many submitted as run: one slow batch at the head does not leave the others idle.
+            if len(waiting) == 2 * in_flight:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(function, batch))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _with_one(temperatures: Sequence[float]) -> list[float]:
+    return list(dict.fromkeys((1.0, *map(float, temperatures))))
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds to the next attempt: what the server asked for, slightly spread, else exponential with jitter."""
+    error = state.outcome and state.outcome.exception()
+    if isinstance(error, TVKDError) and error.retry_after is not None:
+        return error.retry_after + _spread(state)
+    return _backoff(state)
+
+
+def _patience(seconds: float) -> Callable[[RetryCallState], bool]:
+    """Stop before a wait that would end later than `seconds` after the first failure; work before it does not count."""
+    first_failure: float | None = None
+
+    def stop(state: RetryCallState) -> bool:
+        nonlocal first_failure
+        now = state.outcome_timestamp or 0.0
+        first_failure = now if first_failure is None else first_failure
+        return now + state.upcoming_sleep - first_failure > seconds
+
+    return stop
+
+
+def _error(response: httpx.Response) -> TVKDError:
+    """The error that an answer other than 200 carries, of the same class as was raised at the server."""
+    after = response.headers.get("Retry-After", "")
+    retry_after = float(after) if after.isdecimal() else None
+    where = f"{response.request.method} {response.request.url}"
+    try:
+        problem = Problem.model_validate_json(response.content)
+    except ValidationError:
+        kind = _BY_STATUS.get(response.status_code, WrongAnswer)
+        said = f"{response.status_code} {response.reason_phrase}".strip()
+        return kind(f"{where} answered {said} and no reason; is it a tvkd server?", retry_after=retry_after)
+    if problem.code not in BY_CODE:
+        return TVKDError(f"{where} answered {response.status_code}: {problem.detail}", retry_after=retry_after)
+    return BY_CODE[problem.code](problem.detail, retry_after=retry_after)
+
+
+def _first_line(error: ValidationError) -> str:
+    first, *_ = error.errors()
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    return f"{place}: {first['msg']}" if place else first["msg"]

@@ -1,0 +1,181 @@
+"""`tvkd prefetch`: fill a server's store with the values of a preference data set.
+
+The store is the state: a run that was stopped is repeated, and what is there already costs a look-up.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import datasets
+import numpy as np
+from pydantic import Field, PositiveInt, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from tvkd_client.dataset import load_preferences
+from tvkd_client.http import TeacherClient, in_order, split
+from tvkd_client.preference_tokens import TOKEN_COLUMNS, check_vocabulary, measure, tokenize_preferences
+from tvkd_shared.errors import InvalidRequest, SequenceTooLong, TokenOutOfRange
+from tvkd_shared.settings import exit_code, from_command_line
+from tvkd_shared.wire import TeacherInfo, TokenItem
+
+
+class PrefetchSettings(BaseSettings):
+    """Fill a server's store with the teacher's values of a preference data set. Repeat it at will: hits cost little."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TVKD_",
+        cli_prog_name="tvkd prefetch",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_implicit_flags=True,
+        extra="forbid",
+    )
+
+    server: str = Field(description="URL of `tvkd serve`, such as http://127.0.0.1:8077")
+    dataset: str = Field(
+        description="pairs: JSON, JSON lines or Parquet (file, folder or glob), a save_to_disk folder, or a hub id "
+        "(only then is the network used)"
+    )
+    tokenizer: str = Field(description="the student's tokenizer: a directory, or a hub id (only then the network)")
+    split: str | None = Field(None, description="split of the data set; needed when it has several")
+    temperatures: Annotated[list[float], Field(min_length=1)] = Field(
+        [1.0], description="temperatures of the values, such as 1.0,2.0; 1.0 is always among them"
+    )
+    teacher_id: str | None = Field(None, description="refuse to go on when the server runs another teacher")
+    api_key: SecretStr | None = Field(
+        None, description="bearer token of the server; prefer the variable, flags show in `ps`"
+    )
+    skip_too_long: bool = Field(
+        False, description="leave out pairs longer than the teacher's longest sequence, and say how many"
+    )
+    other_vocabulary: bool = Field(
+        False,
+        description="accept a tokenizer whose vocabulary differs from the teacher's, such as by an added pad "
+        "token; only you can know that the ids in the data mean the same",
+    )
+    in_flight: PositiveInt = Field(8, description="requests under way at once: enough to keep the teacher's batch full")
+
+
+def main(argv: list[str]) -> int:
+    """Prefetch. Returns 0 done, 2 for a user's mistake, 1 for a fault, 130 after Ctrl-C."""
+    return exit_code("tvkd prefetch", lambda: prefetch(from_command_line(PrefetchSettings, argv)))
+
+
+def prefetch(settings: PrefetchSettings) -> int:
+    """Check everything that can be checked, then send. Raises the errors of `tvkd_shared.errors`."""
+    client = TeacherClient(
+        settings.server,
+        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
+        teacher_id=settings.teacher_id,
+    )
+    teacher = client.teacher()
+    tokenizer = _load_tokenizer(settings.tokenizer)
+    if teacher.tokenizer_digest is None:
+        _say("the teacher was saved without a tokenizer: whether the vocabularies agree was not checked")
+    elif not settings.other_vocabulary:
+        check_vocabulary(tokenizer, teacher)
+    pairs = tokenize_preferences(load_preferences(settings.dataset, settings.split), tokenizer)
+    pairs = _fitting(pairs, teacher, skip_too_long=settings.skip_too_long)
+    return _send(client, pairs, settings.temperatures, settings.in_flight)
+
+
+def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir())
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InvalidRequest(f"tokenizer {name} cannot be read: {reason}") from error
+
+
+def _fitting(pairs: datasets.Dataset, teacher: TeacherInfo, *, skip_too_long: bool) -> datasets.Dataset:
+    """The pairs that the teacher can read: all of them, or an error, unless those too long are to be left out."""
+    lengths_N3, largest = measure(pairs)
+    if largest >= teacher.vocab_size:
+        raise TokenOutOfRange(
+            f"the data set has token id {largest}; the teacher's are 0 … {teacher.vocab_size - 1}: "
+            "use the teacher's tokenizer"
+        )
+    longest_N = lengths_N3[:, 0] + lengths_N3[:, 1:].max(1)
+    too_long_N = longest_N > teacher.longest_sequence
+    if not too_long_N.any():
+        return pairs
+    limit = f"the teacher's {teacher.longest_sequence:,} tokens"
+    found = f"{too_long_N.sum():,} of {len(pairs):,} pairs are longer than {limit}"
+    row = int(longest_N.argmax())
+    if not skip_too_long or too_long_N.all():
+        raise SequenceTooLong(
+            f"{found} (row {row} has {longest_N[row]:,}); shorten them, or leave them out here and in training: "
+            "--skip-too-long"
+        )
+    _say(f"{found} and are left out: the trainer will not find their values")
+    return pairs.select(np.flatnonzero(~too_long_N))
+
+
+@dataclass(slots=True)
+class _Count:
+    sequences: int = 0
+    tokens: int = 0
+    computed: int = 0
+
+    @property
+    def hits(self) -> int:
+        return self.sequences - self.computed
+
+    def add(self, other: "_Count") -> None:
+        self.sequences += other.sequences
+        self.tokens += other.tokens
+        self.computed += other.computed
+
+
+def _send(client: TeacherClient, pairs: datasets.Dataset, temperatures: list[float], in_flight: int) -> int:
+    def fill(batch: tuple[int, list[TokenItem]]) -> _Count:
+        items = batch[1]
+        tokens = sum(len(item.prompt_token_ids) + sum(map(len, item.completions)) for item in items)
+        return _Count(sum(len(item.completions) for item in items), tokens, client.fill(items, temperatures))
+
+    done, began = _Count(), time.monotonic()
+    answers = in_order(fill, split(_items(pairs), client.request_tokens), in_flight)
+    try:
+        with _progress() as bar, closing(answers):
+            task = bar.add_task("", total=2 * len(pairs), rate="", hits="")
+            for answer in answers:
+                done.add(answer)
+                rate = done.tokens / (time.monotonic() - began)
+                bar.update(task, completed=done.sequences, rate=f"{rate:,.0f}", hits=f"{done.hits:,}")
+    except KeyboardInterrupt:
+        _say(f"stopped after {done.sequences:,} of {2 * len(pairs):,} sequences; they are stored, run again to go on")
+        return 130
+    print(
+        f"{done.sequences:,} sequences, {done.tokens:,} tokens: {done.hits:,} hits, {done.computed:,} computed in "
+        f"{time.monotonic() - began:.1f} s; the store holds {client.store().bytes_per_token:.1f} bytes a token"
+    )
+    return 0
+
+
+def _items(pairs: datasets.Dataset) -> Iterator[TokenItem]:
+    for row in pairs.select_columns(list(TOKEN_COLUMNS)):
+        yield TokenItem.model_construct(
+            prompt_token_ids=row["prompt_ids"], completions=[row["chosen_ids"], row["rejected_ids"]]
+        )
+
+
+def _progress() -> Progress:
+    return Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("sequences  {task.fields[rate]} tokens/s  {task.fields[hits]} hits"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _say(line: str) -> None:
+    print(f"tvkd prefetch: {line}", file=sys.stderr)

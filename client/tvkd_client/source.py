@@ -1,0 +1,141 @@
+"""Where a trainer's values come from: a server that computes what it lacks, or a filled store with no server."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tvkd_client.http import TeacherClient
+from tvkd_shared.errors import InvalidRequest, NotCached, TeacherMismatch
+from tvkd_shared.key import completion_keys
+from tvkd_shared.scored import Scored
+from tvkd_shared.store import StoreReader
+from tvkd_shared.wire import TokenItem
+
+
+class ValueSource(Protocol):
+    """Values of whole sequences: a caller that truncates cuts them afterwards, so that every student asks for the same.
+
+    Picklable and safe after a fork: connections and files open at the first use in each process.
+    """
+
+    @property
+    def teacher_id(self) -> str: ...
+
+    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Scored]:
+        """Record of each completion after the prompt of the same index, at the source's temperatures and at 1.0.
+
+        Raises the errors of `tvkd_shared.errors`; a value is there or an error is, nothing is filled in.
+        """
+        ...
+
+
+class ServerSource:
+    """Values over HTTP, on demand: what the server's store lacks is computed there and kept.
+
+    Raises InvalidRequest when the URL is not one. `api_key` defaults to TVKD_API_KEY.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        temperatures: Sequence[float] = (1.0,),
+        api_key: str | None = None,
+        teacher_id: str | None = None,
+    ) -> None:
+        self.client = TeacherClient(url, api_key=api_key, teacher_id=teacher_id)
+        self.temperatures = tuple(temperatures)
+
+    @property
+    def teacher_id(self) -> str:
+        """The teacher that was named, or else the one that the server has."""
+        return self.client.teacher_id or self.client.teacher().id
+
+    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Scored]:
+        """See `ValueSource`."""
+        items, places = grouped(prompts, completions)
+        if not items:
+            return []
+        rows = self.client.potentials(items, temperatures=self.temperatures)
+        return [rows[item][completion] for item, completion in places]
+
+    def fill(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> int:
+        """Have the values of these pairs stored at the server. Returns how many were not stored before."""
+        items, _ = grouped(prompts, completions)
+        return self.client.fill(items, self.temperatures)
+
+
+class StoreSource:
+    """Values from a store's directory, with no server.
+
+    `teacher_id` may be left out when the store holds one teacher. Opening raises InvalidRequest when it holds several,
+    NotCached when none, TeacherMismatch when not the one named, StoreUnavailable when it cannot be read.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], temperatures: Sequence[float] = (1.0,), teacher_id: str | None = None
+    ) -> None:
+        self.path = Path(path)
+        self.temperatures = tuple(dict.fromkeys((1.0, *map(float, temperatures))))
+        self._named = teacher_id
+        self._opened: dict[int, tuple[StoreReader, str]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": {}}
+
+    @property
+    def teacher_id(self) -> str:
+        return self._open()[1]
+
+    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Scored]:
+        """See `ValueSource`. Raises NotCached saying how many are missing."""
+        reader, teacher = self._open()
+        pairs = zip(prompts, completions, strict=True)
+        keys = [completion_keys(teacher, prompt, [completion])[0] for prompt, completion in pairs]
+        found = [
+            record
+            for record in reader.get(keys, self.temperatures)
+            if record is not None and all(temperature in record.values for temperature in self.temperatures)
+        ]
+        if len(found) < len(keys):
+            raise NotCached(
+                f"{len(keys) - len(found)} of {len(keys)} completions are not in store {self.path} at temperatures "
+                f"{', '.join(map(str, self.temperatures))} of teacher {teacher}; `tvkd prefetch` fills them in"
+            )
+        return found
+
+    def _open(self) -> tuple[StoreReader, str]:
+        opened = self._opened.get(os.getpid())
+        if opened is None:
+            reader = StoreReader(self.path)
+            opened = self._opened[os.getpid()] = (reader, self._choose(list(reader.teachers())))
+        return opened
+
+    def _choose(self, teachers: list[str]) -> str:
+        listed = ", ".join(teachers) or "none"
+        if self._named is not None:
+            if self._named not in teachers:
+                raise TeacherMismatch(f"store {self.path} has no teacher {self._named}; it holds {listed}")
+            return self._named
+        if not teachers:
+            raise NotCached(f"store {self.path} is empty; `tvkd prefetch` fills it")
+        if len(teachers) > 1:
+            raise InvalidRequest(f"store {self.path} holds several teachers; name one of {listed}")
+        return teachers[0]
+
+
+def grouped(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> tuple[list[TokenItem], list[tuple[int, int]]]:
+    """Items with each prompt once and its different completions, and each pair's (item, completion) in them."""
+    found: dict[tuple[int, ...], tuple[int, dict[tuple[int, ...], int]]] = {}
+    places = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        item, own = found.setdefault(tuple(map(int, prompt)), (len(found), {}))
+        places.append((item, own.setdefault(tuple(map(int, completion)), len(own))))
+    # The server checks every token id against its vocabulary; a check here would read them all twice.
+    items = [
+        TokenItem.model_construct(prompt_token_ids=list(prompt), completions=[list(one) for one in own])
+        for prompt, (_, own) in found.items()
+    ]
+    return items, places

@@ -1,0 +1,11 @@
+"""Which token each id stands for: what teacher and student must share, since values belong to token ids."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+
+def vocabulary_digest(ids: Mapping[str, int]) -> str:
+    """Digest of a tokenizer's vocabulary, added tokens included, as 32 hexadecimal digits. `ids`: token → id."""
+    by_id = sorted((number, token) for token, number in ids.items())
+    return hashlib.blake2b(json.dumps(by_id, separators=(",", ":")).encode(), digest_size=16).hexdigest()
