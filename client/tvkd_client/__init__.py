@@ -1,1 +1,43 @@
-"""The trainer side: an HTTP client that checks answers, value sources, the TVKD trainer."""
+"""The trainer side: an HTTP client that checks answers, value sources, the TVKD trainer.
+
+Names are imported when they are first used, so that the client costs no torch and no TRL.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvkd_client.config import TVKDConfig
+    from tvkd_client.dataset import load_preferences
+    from tvkd_client.http import TeacherClient
+    from tvkd_client.reading import Reading
+    from tvkd_client.source import ServerSource, StoreSource, ValueSource
+    from tvkd_client.trainer import TVKDTrainer
+
+_MODULES = {
+    "Reading": "reading",
+    "ServerSource": "source",
+    "StoreSource": "source",
+    "TVKDConfig": "config",
+    "TVKDTrainer": "trainer",
+    "TeacherClient": "http",
+    "ValueSource": "source",
+    "load_preferences": "dataset",
+}
+
+__all__ = [
+    "Reading",
+    "ServerSource",
+    "StoreSource",
+    "TVKDConfig",
+    "TVKDTrainer",
+    "TeacherClient",
+    "ValueSource",
+    "load_preferences",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

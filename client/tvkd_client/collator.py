@@ -1,0 +1,95 @@
+"""Puts the shaping of each completion into the batch, beside what TRL's own collator puts there."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from torch.utils.data import get_worker_info
+from transformers import PreTrainedTokenizerBase
+
+from tvkd_client.reading import Reading, end_of_sequence
+from tvkd_client.source import ValueSource
+from tvkd_shared.errors import InvalidRequest, WrongAnswer
+from tvkd_shared.value import Float64
+
+SHAPING = "shaping"
+"""Batch key: S of each completion, NumPy float64 [2B], chosen then rejected; in the main process a Future of it."""
+
+
+class ShapingCollator:
+    """Calls TRL's collator, then asks the source for the values of the same rows.
+
+    The whole completion is asked for, whatever `max_length` leaves of it, so that keys are the same for every student;
+    the record is cut afterwards. In the main process the request flies while the trainer works on earlier batches; in
+    a dataloader worker blocking is the overlap.
+    """
+
+    def __init__(
+        self,
+        unshaped: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        source: ValueSource,
+        reading: Reading,
+        tokenizer: PreTrainedTokenizerBase,
+        eos: frozenset[int],
+        concurrency: int,
+    ) -> None:
+        self.unshaped = unshaped
+        self.source = source
+        self.reading = reading
+        self._tokenizer = tokenizer
+        self._eos = eos
+        self._concurrency = concurrency
+        self._blank: dict[int, bool] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pool": None}
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.unshaped(examples)
+        prompts = [list(example["prompt_ids"]) for example in examples] * 2
+        completions = [list(example[side]) for side in ("chosen_ids", "rejected_ids") for example in examples]
+        kept_N = batch["completion_mask"].sum(1).tolist()
+        if get_worker_info() is None:
+            promise: Future[Float64] = self._threads().submit(self.shaping, prompts, completions, kept_N)
+            return {**batch, SHAPING: promise}
+        return {**batch, SHAPING: self.shaping(prompts, completions, kept_N)}
+
+    def shaping(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], kept_N: Sequence[int]
+    ) -> Float64:
+        """S of each completion cut to its first `kept` tokens, float64 [N].
+
+        Raises InvalidRequest for an empty prompt or completion, WrongAnswer when the source's records do not fit, and
+        whatever the source raises.
+        """
+        for prompt, completion in zip(prompts, completions, strict=True):
+            if not prompt or not completion:
+                raise InvalidRequest(
+                    f"a pair has a prompt of {len(prompt)} and a completion of {len(completion)} tokens;"
+                    " each needs at least one"
+                )
+        records = self.source.fetch(prompts, completions)
+        if len(records) != len(completions):
+            raise WrongAnswer(f"{len(records)} records came for {len(completions)} completions")
+        shaping_N = []
+        for record, completion, kept in zip(records, completions, kept_N, strict=True):
+            if record.length != len(completion):
+                raise WrongAnswer(f"values of {record.length} tokens came for a completion of {len(completion)} tokens")
+            end = end_of_sequence(completion, self._eos, self._is_blank)
+            shaping_N.append(self.reading.of(record, kept=kept, end=end))
+        return np.array(shaping_N, np.float64)
+
+    def _is_blank(self, token: int) -> bool:
+        if token not in self._blank:
+            self._blank[token] = not self._tokenizer.decode([token]).strip()
+        return self._blank[token]
+
+    def _threads(self) -> ThreadPoolExecutor:
+        # A forked process has the parent's pool and none of its threads: it would wait for ever.
+        if self._pool is None or self._process != os.getpid():
+            self._pool, self._process = ThreadPoolExecutor(self._concurrency, "values"), os.getpid()
+        return self._pool

@@ -1,0 +1,126 @@
+"""Settings of the TVKD trainer: TRL's DPOConfig and what shaping adds to it."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from trl import DPOConfig
+
+from tvkd_client.reading import Reading
+from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.shaping import Aggregate, Potential, Terminal
+
+Source = Literal["server", "bulk", "store"]
+
+
+@dataclass
+class TVKDConfig(DPOConfig):
+    """DPOConfig with the shaping term: L = −log σ(β·[Δ log π_θ/π_ref] + α·[S(chosen) − S(rejected)]).
+
+    The defaults are the paper's formula read literally (soft value at τ = 1, undiscounted, summed, the value after the
+    last token kept) with the α of the authors' recipe. α = 0 is DPO to the bit and needs no value source.
+
+    Raises InvalidRequest, one line, for a setting that has no meaning here.
+    """
+
+    alpha: float = field(
+        default=0.7, metadata={"help": "Weight of the shaping margin; 0 is DPO, and it may be negative."}
+    )
+    gamma: float = field(
+        default=1.0, metadata={"help": "Discount in ψ = γΦ(s') − Φ(s), 0 to 1. With 1 the sum telescopes."}
+    )
+    temperature: float = field(
+        default=1.0, metadata={"help": "τ of the value V = τ·logsumexp(logits/τ); the entropy does not use it."}
+    )
+    potential: Potential = field(
+        default="soft-value", metadata={"help": "Φ: V_τ, V_τ − V_1 (renyi), or the teacher's entropy."}
+    )
+    terminal: Terminal = field(
+        default="state", metadata={"help": "What Φ is after the last token: its own, 0 after EOS, or Φ before it."}
+    )
+    aggregate: Aggregate = field(
+        default="sum", metadata={"help": "S = Σψ (the paper's), or Σψ/T without the length term."}
+    )
+    value_source: Source | None = field(
+        default=None,
+        metadata={"help": "Where values come from: a server as needed, a server filled first, or a store's folder."},
+    )
+    teacher_url: str | None = field(
+        default=None, metadata={"help": "Base URL of the value server, for value_source server and bulk."}
+    )
+    teacher_id: str | None = field(
+        default=None, metadata={"help": "Refuse values of any other teacher. Default: whichever answers."}
+    )
+    store: str | None = field(
+        default=None, metadata={"help": "Folder of a value store, for value_source store; no server is asked."}
+    )
+    value_concurrency: int = field(
+        default=4, metadata={"help": "Micro-batches whose values may be under way at once, in each process."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_reading()
+        self._check_source()
+        self._check_dpo()
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.gamma, self.temperature, self.potential, self.terminal, self.aggregate)
+
+    def _check_reading(self) -> None:
+        for name in ("alpha", "gamma", "temperature"):
+            setattr(self, name, _finite(name, getattr(self, name)))
+        if not 0 <= self.gamma <= 1:
+            raise InvalidRequest(f"gamma {self.gamma} is not in 0 … 1")
+        if self.temperature <= 0:
+            raise InvalidRequest(f"temperature {self.temperature} is not above 0")
+        for name, known in (("potential", Potential), ("terminal", Terminal), ("aggregate", Aggregate)):
+            _one_of(name, getattr(self, name), get_args(known))
+
+    def _check_source(self) -> None:
+        for name in ("teacher_url", "teacher_id", "store"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InvalidRequest(f"{name} {value!r} is {type(value).__name__}, not text; put it in quotes")
+        if not isinstance(self.value_concurrency, int) or self.value_concurrency < 1:
+            raise InvalidRequest(f"value_concurrency {self.value_concurrency!r} is not a whole number of 1 or more")
+        if self.value_source is None:
+            return
+        _one_of("value_source", self.value_source, get_args(Source))
+        needed = "store" if self.value_source == "store" else "teacher_url"
+        if not getattr(self, needed):
+            raise InvalidRequest(f"value_source {self.value_source} needs {needed}, which is not set")
+
+    def _check_dpo(self) -> None:
+        others = [kind for kind in self.loss_type if kind not in ("sigmoid", "sft")]
+        if others or "sigmoid" not in self.loss_type:
+            raise InvalidRequest(f"loss_type {self.loss_type} is not [sigmoid] or [sigmoid, sft]: shaping is defined there")
+        if self.f_divergence_type != "reverse_kl":
+            raise InvalidRequest(
+                f"f_divergence_type {self.f_divergence_type} is not reverse_kl: shaping adds to the log-ratio itself"
+            )
+        if not _finite("beta", self.beta) > 0:
+            raise InvalidRequest(f"beta {self.beta} is not above 0: shaping is folded into the reference as α/β")
+        if self.truncation_mode != "keep_start":
+            raise InvalidRequest(
+                f"truncation_mode {self.truncation_mode} is not keep_start: it drops context that the teacher saw"
+            )
+        if self.ld_alpha is not None:
+            raise InvalidRequest(f"ld_alpha {self.ld_alpha} weighs log-probs by position, and shaping has no such form")
+        if self.accelerator_config.dispatch_batches:
+            raise InvalidRequest(
+                "dispatch_batches true tears pairs apart: it sends the chosen and the rejected half to different"
+                " processes; leave it false"
+            )
+
+
+def _finite(name: str, number: object) -> float:
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        raise InvalidRequest(f"{name} {number!r} is not a finite number")
+    return float(number)
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InvalidRequest(f"{name} {value!r} is unknown; known: {', '.join(known)}")

@@ -1,0 +1,40 @@
+"""A value source in this process: a real model's full logits through the reference maths, no server and no store."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from tvkd_shared.scored import Scored
+from tvkd_shared.value import entropy, value
+
+
+class TeacherSource:
+    teacher_id = "the-tiny-teacher"
+
+    def __init__(self, directory: Path, temperatures: Sequence[float] = (1.0,)) -> None:
+        self.directory = directory
+        self.temperatures = temperatures
+        self.asked = 0
+        self._model: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None}
+
+    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Scored]:
+        self._model = self._model or AutoModelForCausalLM.from_pretrained(self.directory)
+        self.asked += len(prompts)
+        return [self._scored(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+
+    @torch.no_grad()
+    def _scored(self, prompt: Sequence[int], completion: Sequence[int]) -> Scored:
+        logits = self._model(torch.tensor([[*prompt, *completion]])).logits[0]
+        logits_SV = logits[len(prompt) - 1 :].numpy()
+        return Scored(
+            {tau: value(logits_SV, tau).astype(np.float32) for tau in self.temperatures},
+            logits_SV[np.arange(len(completion)), completion],
+            entropy(logits_SV).astype(np.float32),
+        )
