@@ -1,0 +1,160 @@
+"""The embedded store: one writer, any number of readers."""
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tvkd_server.store.lock import Lock
+from tvkd_server.store.log import Log, index_rows
+from tvkd_server.store.pending import PendingRow, batches
+from tvkd_server.store.recovery import last_number, open_log, rebuild_mark
+from tvkd_server.store.segment import sync, write_segment
+from tvkd_shared.errors import StoreUnavailable
+from tvkd_shared.key import KEY_BYTES
+from tvkd_shared.scored import Float32, Scored
+from tvkd_shared.store.block import Damaged, blocks, checksum, from_log, to_bytes
+from tvkd_shared.store.log import MalformedLog, disk
+from tvkd_shared.store.reader import Place, StoreReader
+from tvkd_shared.wire import TeacherInfo
+
+_logger = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 64 << 20
+"""A segment takes little more than this much from the log, which bounds the memory that sealing needs."""
+
+
+class Store(StoreReader):
+    """A store that this process alone writes; made when it is missing. Thread safe.
+
+    What `put` returned from is on disk. It rests in the log until more than `seal_bytes` wait there; then a background
+    thread seals it into a segment, while reads and puts go on.
+
+    Raises StoreUnavailable when another process writes the store, when it has another format version, or when the disk
+    fails. What was committed before stays.
+    """
+
+    def __init__(self, path: str | Path, *, seal_bytes: int = 8 << 20) -> None:
+        store = Path(path)
+        self._writing = threading.Lock()
+        self._sealing = threading.Lock()
+        self._seal_bytes = self._seal_at = seal_bytes
+        self._wake = threading.Event()
+        self._closed = False
+        with disk(store, "opened"):
+            for folder in (store / "segments", store / "tmp"):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(store)
+            try:
+                for folder in (store, store.absolute().parent):
+                    sync(folder)
+                self._log = open_log(store)
+                self._last_number = last_number(store, self._log)
+                self._pending_bytes = self._log.pending_bytes()
+                super().__init__(store)
+            except BaseException:
+                self._lock.release()
+                raise
+        self._sealer = threading.Thread(target=self._seal_in_background, name="tvkd-sealer", daemon=True)
+        self._sealer.start()
+
+    def put(self, records: Sequence[tuple[bytes, Scored]]) -> None:
+        """Keeps the blocks that are not here yet; what is here stays as it is. Returns when they are on disk.
+
+        Raises ValueError when a key has not 16 bytes, StoreUnavailable when the disk fails: then none of them is kept.
+        """
+        if wrong := [key for key, _ in records if len(key) != KEY_BYTES]:
+            raise ValueError(f"key {wrong[0].hex()} has {len(wrong[0])} bytes, not {KEY_BYTES}")
+        rows = [
+            (key, temperature, checksum(key, temperature, payload), payload)
+            for key, record in records
+            for temperature, block in blocks(record)
+            for payload in [to_bytes(block)]
+        ]
+        with self._log_for("written") as log:
+            self._pending_bytes = log.add(rows)
+        if self._pending_bytes > self._seal_at:
+            self._wake.set()
+
+    def add_teacher(self, info: TeacherInfo) -> None:
+        """Keeps a teacher's provenance under its id, in place of what was kept before."""
+        with self._log_for("written") as log:
+            log.add_teacher(info.id, info.model_dump_json())
+
+    def seal(self) -> None:
+        """Seals every block that is pending now. Raises StoreUnavailable when the disk fails: they stay pending."""
+        with self._sealing, disk(self.path, "sealed"):
+            for batch in batches(self._connections, SEGMENT_BYTES):
+                self._seal(batch)
+
+    def close(self) -> None:
+        """Seals what is pending, and lets the store go. When that fails the log keeps it, and a warning is logged."""
+        with self._writing:
+            if self._closed:
+                return
+            self._closed = True
+        self._wake.set()
+        self._sealer.join()
+        try:
+            self.seal()
+            with self._log_for("closed") as log:
+                log.shrink()
+        except StoreUnavailable as error:
+            _logger.warning("%s; what is pending stays in the log", error)
+        super().close()
+        self._log.close()
+        self._lock.release()
+
+    def _seal_in_background(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._closed:
+                return
+            try:
+                self.seal()
+                self._seal_at = self._seal_bytes
+            except StoreUnavailable as error:
+                _logger.warning("%s; what is pending stays in the log", error)
+                # Not again at each put: only when as much again is waiting.
+                self._seal_at = self._pending_bytes + self._seal_bytes
+
+    def _seal(self, batch: list[PendingRow]) -> None:
+        intact: dict[PendingRow, Float32] = {}
+        for row in batch:
+            try:
+                intact[row] = from_log(row.key, row.temperature, row.crc, row.payload)
+            except Damaged:
+                self._damaged(Place(row.key, row.temperature, row.id, row.crc, row.payload, None, 0, 0))
+        if not intact:
+            return
+        # A number is not used twice, also when its segment could not be written.
+        self._last_number += 1
+        number, temperature = self._last_number, batch[0].temperature
+        keys = [row.key for row in intact]
+        size = write_segment(self.path, number, temperature, keys, list(intact.values()))
+        states = [len(block) for block in intact.values()]
+        with self._log_for("sealed") as log:
+            log.index(number, size, index_rows(number, temperature, keys, states), [row.id for row in intact])
+            self._pending_bytes = log.pending_bytes()
+
+    def _damaged(self, place: Place | None) -> None:
+        super()._damaged(place)
+        try:
+            if place is None:
+                rebuild_mark(self.path).touch()
+            else:
+                with self._log_for("mended") as log:
+                    log.drop(place)
+        except OSError as error:
+            _logger.warning("%s", error)
+
+    @contextmanager
+    def _log_for(self, task: str) -> Iterator[Log]:
+        try:
+            with self._writing, disk(self.path, task):
+                yield self._log
+        except MalformedLog:
+            self._damaged(None)
+            raise

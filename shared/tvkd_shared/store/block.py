@@ -1,0 +1,76 @@
+"""A block: the rows stored under one key and one temperature, S = T + 1 of them, float32, little-endian.
+
+Base block        columns V_1, action logit, entropy: 12 bytes a state. No action is taken in the terminal state s_T, so
+                  its action logit is NaN.
+Further blocks    one column, V_τ: 4 bytes a state and temperature.
+
+A temperature that is asked for later becomes a further block; the base block is never written again.
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from tvkd_shared.scored import Float32, Scored
+
+BASE = 0.0
+"""The temperature that the base block is filed under; no value has it, for a temperature is positive."""
+
+DTYPE = np.dtype("<f4")
+
+
+class Damaged(Exception):
+    """Stored bytes fail a check. To whoever asked for them, they are not there."""
+
+
+def columns(temperature: float) -> tuple[str, ...]:
+    """What the columns of a block hold, in their order."""
+    return ("value_1", "action_logit", "entropy") if temperature == BASE else ("value",)
+
+
+def blocks(record: Scored) -> Iterator[tuple[float, Float32]]:
+    """The record's base block, then one block for each further temperature, each of shape (S, columns)."""
+    action_logits_S = np.append(record.action_logits, np.float32(np.nan))
+    yield BASE, np.stack([record.values[1.0], action_logits_S, record.entropies], 1, dtype=np.float32)
+    for temperature, values_S in record.values.items():
+        if temperature != 1.0:
+            yield temperature, values_S[:, None]
+
+
+def record(base_SK: Float32, further: Mapping[float, Float32]) -> Scored:
+    """The record that `blocks` was given, in arrays of its own. Blocks are checked ones; see `check`."""
+    value_1_S, action_logits_S, entropies_S = (column.copy() for column in base_SK.T)
+    values = {1.0: value_1_S} | {temperature: block[:, 0].copy() for temperature, block in further.items()}
+    return Scored(values, action_logits_S[:-1], entropies_S)
+
+
+def check(block_SK: Float32, temperature: float) -> Float32:
+    """The block itself, if it may be one. Raises Damaged when a state is missing or a number is not finite."""
+    finite = np.isfinite(block_SK)
+    if temperature == BASE:
+        finite[-1:, 1] ^= True
+    if len(block_SK) < 2 or not finite.all():
+        raise Damaged("a block of fewer than two states, or with a number that is not finite")
+    return block_SK
+
+
+def to_bytes(block_SK: Float32) -> bytes:
+    """The block as stored in the log, row by row."""
+    return block_SK.astype(DTYPE).tobytes()
+
+
+def from_log(key: bytes, temperature: float, crc: int, payload: bytes) -> Float32:
+    """The block that a row of the log holds, read-only, shape (S, columns). Raises Damaged when a check fails."""
+    try:
+        if checksum(key, temperature, payload) != crc:
+            raise Damaged("a block in the log does not match its checksum")
+        return check(np.frombuffer(payload, DTYPE).reshape(-1, len(columns(temperature))), temperature)
+    except (TypeError, ValueError) as error:
+        # A flipped bit in the log can change the type of a column.
+        raise Damaged(f"a row of the log is damaged: {error}") from error
+
+
+def checksum(key: bytes, temperature: float, payload: bytes) -> int:
+    """CRC-32 over the key, the temperature (float64, little-endian) and the payload of a block in the log."""
+    return zlib.crc32(payload, zlib.crc32(np.float64(temperature).astype("<f8").tobytes(), zlib.crc32(key)))
