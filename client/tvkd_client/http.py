@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter, wait_random
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential, wait_random
 
 from tvkd_shared.errors import (
     BY_CODE,
@@ -64,7 +64,7 @@ _BY_STATUS: dict[int, type[TVKDError]] = {
     503: TeacherUnavailable,
     504: TeacherUnavailable,
 }
-_backoff = wait_exponential_jitter(initial=0.5, max=15, jitter=0.5)
+_backoff = wait_exponential(multiplier=0.5, max=15) + wait_random(0, 0.5)
 _spread = wait_random(0, 0.5)
 
 
@@ -110,6 +110,12 @@ class TeacherClient:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": {}}
+
+    def __del__(self) -> None:
+        # A thread that still waits for an answer holds the client, so no request is cut off.
+        for process, opened in getattr(self, "_opened", {}).items():
+            if process == os.getpid():
+                opened.close()
 
     def teacher(self) -> TeacherInfo:
         """`GET /v1/teacher`. Raises TeacherMismatch, or WrongAnswer when the server defines a value otherwise."""

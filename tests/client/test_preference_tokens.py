@@ -1,0 +1,81 @@
+import pytest
+from datasets import Dataset
+from preference_rows import SHAPES, conversational, plain, words
+
+from tvkd_client import preference_tokens
+from tvkd_client.preference_tokens import TOKEN_COLUMNS, check_vocabulary, measure, tokenize_preferences
+from tvkd_shared.errors import InvalidRequest, TVKDError
+from tvkd_shared.wire import TeacherInfo
+
+
+def token_rows(dataset: Dataset) -> list[dict]:
+    return dataset.select_columns(list(TOKEN_COLUMNS)).to_list()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tokens_are_those_that_trl_trains_on(shape, tokenizer, tiny_teacher, tmp_path):
+    from transformers import AutoModelForCausalLM
+    from trl import DPOConfig, DPOTrainer
+
+    dataset = Dataset.from_list(SHAPES[shape](6))
+    config = DPOConfig(tmp_path, use_cpu=True, report_to="none", max_length=None)
+    model = AutoModelForCausalLM.from_pretrained(tiny_teacher)
+    trainer = DPOTrainer(model, args=config, train_dataset=dataset, processing_class=tokenizer)
+    assert token_rows(tokenize_preferences(dataset, tokenizer)) == token_rows(trainer.train_dataset)
+
+
+def test_plain_text_ends_with_eos_and_long_rows_stay_whole(tokenizer):
+    rows = [{"prompt": words(0, 3000) + " ", "chosen": words(1, 2000), "rejected": words(2, 1)}]
+    tokens = tokenize_preferences(Dataset.from_list(rows), tokenizer)[0]
+    assert [len(tokens[name]) for name in TOKEN_COLUMNS] == [3000, 2001, 2]
+    assert tokens["rejected_ids"][-1] == tokenizer.eos_token_id
+
+
+def test_measure_counts_tokens_in_row_order(tokenizer):
+    tokens = tokenize_preferences(Dataset.from_list(plain(5)), tokenizer).select([3, 1])
+    lengths, largest = measure(tokens)
+    assert lengths.tolist() == [[len(row[name]) for name in TOKEN_COLUMNS] for row in token_rows(tokens)]
+    assert largest == max(max(row[name]) for row in token_rows(tokens) for name in TOKEN_COLUMNS)
+
+
+def test_a_row_without_a_prompt_token_is_named(tokenizer):
+    rows = [*plain(1), plain(1)[0] | {"prompt": " "}]
+    with pytest.raises(InvalidRequest, match="row 1: prompt has no token"):
+        tokenize_preferences(Dataset.from_list(rows), tokenizer)
+
+
+def test_a_tokenizer_that_cannot_is_said(tokenizer):
+    dataset = Dataset.from_list(conversational(2))
+    tokenizer.chat_template = None
+    with pytest.raises(InvalidRequest, match="has no chat template"):
+        tokenize_preferences(dataset, tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no such role') }}"
+    with pytest.raises(InvalidRequest, match="refuses a conversation: no such role"):
+        tokenize_preferences(dataset, tokenizer)
+    tokenizer.eos_token = None
+    with pytest.raises(InvalidRequest, match="end-of-sequence"):
+        tokenize_preferences(Dataset.from_list(plain(2)), tokenizer)
+
+
+def test_another_trl_fails_loudly(tokenizer, monkeypatch):
+    dataset = Dataset.from_list(plain(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(preference_tokens, "version", lambda _: "1.17.0")
+        with pytest.raises(TVKDError, match=r"TRL 1\.17\.0 .* install 1\.16"):
+            tokenize_preferences(dataset, tokenizer)
+    monkeypatch.setattr("trl.trainer.dpo_trainer.DPOTrainer._prepare_dataset", lambda self, dataset: dataset)
+    with pytest.raises(TVKDError, match="takes other arguments"):
+        tokenize_preferences(dataset, tokenizer)
+
+
+def test_the_teachers_tokenizer_fits_the_teacher_and_another_does_not(server, tokenizer, monkeypatch):
+    from tvkd_client.http import TeacherClient
+
+    teacher: TeacherInfo = TeacherClient(server.url).teacher()
+    assert teacher.tokenizer_digest is not None
+    check_vocabulary(tokenizer, teacher)
+    swapped = dict(tokenizer.get_vocab())
+    swapped["w8"], swapped["w9"] = swapped["w9"], swapped["w8"]
+    monkeypatch.setattr(tokenizer, "get_vocab", lambda: swapped)
+    with pytest.raises(InvalidRequest, match="another vocabulary"):
+        check_vocabulary(tokenizer, teacher)

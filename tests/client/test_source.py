@@ -1,0 +1,100 @@
+import multiprocessing
+import pickle
+
+import numpy as np
+import pytest
+
+from tvkd_client.source import ServerSource, StoreSource, grouped
+from tvkd_shared.errors import InvalidRequest, NotCached, StoreUnavailable, TeacherMismatch
+
+PROMPTS = [[40, 41], [42], [40, 41], [40, 41]]
+COMPLETIONS = [[43, 44], [45], [46], [43, 44]]
+
+
+def bits(records) -> list[dict[str, bytes]]:
+    return [
+        {f"value {tau}": row.tobytes() for tau, row in record.values.items()}
+        | {"action logits": record.action_logits.tobytes(), "entropies": record.entropies.tobytes()}
+        for record in records
+    ]
+
+
+@pytest.fixture
+def served(server):
+    """Both sources of the same store, filled with the pairs."""
+    online = ServerSource(server.url, temperatures=[0.7])
+    online.fill(PROMPTS, COMPLETIONS)
+    return online, StoreSource(server.store_path, temperatures=[0.7])
+
+
+def test_a_prompt_and_a_pair_asked_twice_travel_once():
+    items, places = grouped(PROMPTS, COMPLETIONS)
+    assert [item.prompt_token_ids for item in items] == [[40, 41], [42]]
+    assert items[0].completions == [[43, 44], [46]]
+    assert places == [(0, 0), (1, 0), (0, 1), (0, 0)]
+
+
+def test_store_and_server_give_the_same_bits(served):
+    online, offline = served
+    assert online.teacher_id == offline.teacher_id
+    assert bits(online.fetch(PROMPTS, COMPLETIONS)) == bits(offline.fetch(PROMPTS, COMPLETIONS))
+
+
+def test_records_come_in_the_order_of_the_question(served):
+    for source in served:
+        records = source.fetch(PROMPTS, COMPLETIONS)
+        assert [record.length for record in records] == [2, 1, 1, 2]
+        for record, prompt, completion in zip(records, PROMPTS, COMPLETIONS, strict=True):
+            assert bits([record]) == bits(source.fetch([prompt], [completion]))
+        assert source.fetch([], []) == []
+
+
+def test_numpy_token_ids_are_token_ids(served):
+    for source in served:
+        assert bits(source.fetch([np.array([40, 41])], [np.array([43, 44])])) == bits(
+            source.fetch([[40, 41]], [[43, 44]])
+        )
+
+
+def test_a_source_crosses_pickle_and_fork(served):
+    for source in served:
+        here = bits(source.fetch(PROMPTS, COMPLETIONS))
+        assert bits(pickle.loads(pickle.dumps(source)).fetch(PROMPTS, COMPLETIONS)) == here
+        queue = multiprocessing.get_context("fork").SimpleQueue()
+        child = multiprocessing.get_context("fork").Process(
+            target=lambda source=source, queue=queue: queue.put(bits(source.fetch(PROMPTS, COMPLETIONS)))
+        )
+        child.start()
+        assert queue.get() == here
+        child.join()
+
+
+def test_what_the_store_lacks_is_counted(served, server):
+    with pytest.raises(NotCached, match=r"1 of 5 completions are not in store .*`tvkd prefetch`"):
+        served[1].fetch([*PROMPTS, [47]], [*COMPLETIONS, [48]])
+    other = StoreSource(server.store_path, temperatures=[0.71])
+    with pytest.raises(NotCached, match=r"4 of 4 .* temperatures 1\.0, 0\.71"):
+        other.fetch(PROMPTS, COMPLETIONS)
+
+
+def test_another_teacher_than_the_one_named_is_refused(server, tmp_path):
+    with pytest.raises(TeacherMismatch, match=r"f{32}"):
+        ServerSource(server.url, teacher_id="f" * 32).fetch([[1]], [[2]])
+    with pytest.raises(TeacherMismatch, match=r"has no teacher f{32}; it holds"):
+        StoreSource(server.store_path, teacher_id="f" * 32).fetch([[1]], [[2]])
+    with pytest.raises(StoreUnavailable, match="no store at"):
+        StoreSource(tmp_path).fetch([[1]], [[2]])
+
+
+def test_a_store_of_two_teachers_wants_one_named(served, tmp_path):
+    from tvkd_server.store import Store
+
+    ids = ["a" * 32, "b" * 32]
+    store = Store(tmp_path / "two")
+    info = served[0].client.teacher()
+    for teacher in ids:
+        store.add_teacher(info.model_copy(update={"id": teacher}))
+    store.close()
+    with pytest.raises(InvalidRequest, match=r"name one of a{32}, b{32}"):
+        _ = StoreSource(tmp_path / "two").teacher_id
+    assert StoreSource(tmp_path / "two", teacher_id=ids[1]).teacher_id == ids[1]
