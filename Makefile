@@ -7,7 +7,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo serve test lint format clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -24,6 +24,9 @@ $(VENV)/demo.installed: pyproject.toml | $(BIN)/python
 $(VENV)/dev.installed: $(VENV)/demo.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
+
+serve: $(VENV)/demo.installed
+	$(BIN)/tvkd serve --model "$$($(BIN)/python -m tvkd.demo.teacher)"
 
 demo: $(VENV)/demo.installed
 	$(BIN)/tvkd demo

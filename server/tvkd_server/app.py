@@ -28,7 +28,7 @@ def create_app(
     metrics, readiness = Metrics(), Readiness()
 
     def open_service() -> Service:
-        store = Store(settings.store)
+        store = Store(settings.store, seal_bytes=settings.seal_bytes)
         try:
             return Service(
                 load_teacher(),

@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tvkd_server.teachers.backbone import Backbone, Question
+from tvkd_server.teachers.backbone import Backbone, Question, Row
 from tvkd_server.teachers.head import Head, reduce
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
-from tvkd_shared.scored import Scored
+from tvkd_shared.scored import Float32, Scored
 
 logger = logging.getLogger(__name__)
+
+Answer = list[Scored] | TeacherUnavailable
+"""The records of one question's completions, or why there are none."""
 
 
 class TeacherPass:
@@ -39,15 +42,11 @@ class TeacherPass:
         return self._backbone.shares_prompts
 
     @torch.inference_mode()
-    def score(self, questions: Sequence[Question]) -> list[list[Scored]]:
-        """A record for every completion of every question.
-
-        Out of memory, the questions are halved, and at last one question's completions, down to one.
-        Raises TeacherUnavailable when not even one completion fits on the device.
-        """
+    def score(self, questions: Sequence[Question]) -> list[Answer]:
+        """An answer to each question. Out of memory, the questions are halved, and at last one question's rows."""
         return self._score_within(questions, self._max_batch_tokens)
 
-    def _score_within(self, questions: Sequence[Question], max_tokens: int) -> list[list[Scored]]:
+    def _score_within(self, questions: Sequence[Question], max_tokens: int) -> list[Answer]:
         try:
             return self._score(questions, max_tokens)
         except torch.OutOfMemoryError:
@@ -57,32 +56,28 @@ class TeacherPass:
         if len(questions) > 1:
             middle = len(questions) // 2
             halves = questions[:middle], questions[middle:]
-            return [scored for half in halves for scored in self._score_within(half, max_tokens)]
+            return [answer for half in halves for answer in self._score_within(half, max_tokens)]
         prompt, completion = len(questions[0].prompt), max(map(len, questions[0].completions))
         padded = min(max_tokens, len(questions[0].completions) * (prompt + completion))
         if padded <= prompt + completion:
-            raise TeacherUnavailable(
+            refusal = TeacherUnavailable(
                 f"the device's memory does not hold a prompt of {prompt} and a completion of {completion} tokens; "
                 "lower head_chunk, or give the teacher a larger device"
             )
+            return [refusal]
         return self._score_within(questions, padded // 2)
 
-    def _score(self, questions: Sequence[Question], max_tokens: int) -> list[list[Scored]]:
+    def _score(self, questions: Sequence[Question], max_tokens: int) -> list[Answer]:
         temperatures = sorted({temperature for question in questions for temperature in question.temperatures})
-        scored: list[dict[int, Scored]] = [{} for _ in questions]
+        blocks: dict[Row, Float32] = {}
         for states in self._backbone.states(questions, max_tokens):
             table_SK = self._head.reduce(states.hidden, states.actions, temperatures).numpy()
             lengths = [len(questions[number].completions[index]) + 1 for number, index in states.rows]
-            blocks = np.split(table_SK, np.cumsum(lengths)[:-1])
-            for (number, index), block_SK in zip(states.rows, blocks, strict=True):
-                wanted = questions[number].temperatures
-                columns = dict(zip(temperatures, block_SK.T, strict=False))
-                scored[number][index] = Scored(
-                    values={temperature: columns[temperature].copy() for temperature in wanted},
-                    action_logits=block_SK[:-1, -1].copy(),
-                    entropies=block_SK[:, -2].copy(),
-                )
-        return [[records[index] for index in range(len(records))] for records in scored]
+            blocks.update(zip(states.rows, np.split(table_SK, np.cumsum(lengths)[:-1]), strict=True))
+        return [
+            _answer(question, [blocks[number, index] for index in range(len(question.completions))], temperatures)
+            for number, question in enumerate(questions)
+        ]
 
     def _verify(self, model: Any, probe_1L: Tensor, hidden_1LD: Tensor) -> None:
         """Hold the pass against the model's own forward on a few tokens, so that no architecture is taken on trust."""
@@ -105,9 +100,30 @@ class TeacherPass:
             ids = probe_L.tolist()
             questions = [Question(ids[:split], [ids[split:]], (1.0,)) for split in (1, len(ids) // 2)]
             expected_L = reduce(logits_LV[:, : own_LV.shape[1]], probe_L, [1.0])[:, 0].cpu()
-            shared = [torch.from_numpy(records[0].values[1.0]) for records in self._score(questions, 2**30)]
-            if not all(
-                torch.allclose(values_S, expected_L[-len(values_S) :], rtol=0, atol=tolerance) for values_S in shared
-            ):
+            answers = self._score(questions, self._max_batch_tokens)
+            if not all(_near(answer, expected_L.numpy(), tolerance) for answer in answers):
                 logger.warning("%s: its cache cannot be shared; prompts are read again", type(model).__name__)
                 self._backbone.shares_prompts = False
+
+
+def _answer(question: Question, blocks: Sequence[Float32], temperatures: Sequence[float]) -> Answer:
+    """Records from each completion's columns V_τ …, H, q, shape (T + 1, K + 2)."""
+    try:
+        return [
+            Scored(
+                values={tau: block_SK[:, temperatures.index(tau)].copy() for tau in question.temperatures},
+                action_logits=block_SK[:-1, -1].copy(),
+                entropies=block_SK[:, -2].copy(),
+            )
+            for block_SK in blocks
+        ]
+    except ValueError as error:  # float16 overflows in many models
+        return TeacherUnavailable(f"the teacher's {error}; serve it in bfloat16 or float32")
+
+
+def _near(answer: Answer, expected_L: Float32, tolerance: float) -> bool:
+    """Whether the only completion's values are the last ones of those expected."""
+    if isinstance(answer, TeacherUnavailable):
+        return False
+    values_S = answer[0].values[1.0]
+    return bool(np.allclose(values_S, expected_L[-len(values_S) :], rtol=0, atol=tolerance))

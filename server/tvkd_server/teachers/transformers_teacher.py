@@ -155,20 +155,18 @@ class TransformersTeacher:
             )
         except Exception as error:  # a pass may fail in any way; its callers are told, its neighbours go on
             for call in wanted:
-                _fail(call, first_line(error) if isinstance(error, TVKDError) else f"the pass failed: {_named(error)}")
+                _fail(call, f"the pass failed: {type(error).__name__}: {first_line(error)}")
             return
         for call, answer in zip(wanted, answers, strict=True):
-            if not call.answer.done():
+            if isinstance(answer, TeacherUnavailable):
+                _fail(call, answer.message)
+            elif not call.answer.done():
                 call.answer.set_result(answer)
 
 
 def _fail(call: _Call, reason: str) -> None:
     if not call.answer.done():
         call.answer.set_exception(TeacherUnavailable(reason))
-
-
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _device(asked: str) -> torch.device:
