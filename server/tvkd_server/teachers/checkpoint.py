@@ -3,6 +3,7 @@
 Nothing here loads a weight, and the network is used for a hub id only.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -108,19 +109,16 @@ def _file_digest(path: Path) -> str:
     version = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}"
     known = hashlib.blake2b(version.encode(), digest_size=16).hexdigest()
     remembered = platformdirs.user_cache_path("tvkd") / "weights" / known
-    try:
+    with contextlib.suppress(OSError):
         return remembered.read_text()
-    except FileNotFoundError:
-        pass
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    try:
+    # A cache folder that cannot be written costs a second hashing, nothing else.
+    with contextlib.suppress(OSError):
         remembered.parent.mkdir(parents=True, exist_ok=True)
         draft = remembered.with_suffix(f".{os.getpid()}")
         draft.write_text(digest)
         draft.replace(remembered)
-    except OSError:
-        pass  # a cache folder that cannot be written costs a second hashing, nothing else
     return digest
 
 

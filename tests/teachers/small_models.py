@@ -1,0 +1,115 @@
+"""Small random models of several architectures, and an independent computation of what a teacher must answer."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from tvkd_server.teachers.transformers_teacher import TransformersTeacher
+from tvkd_shared.scored import Scored
+from tvkd_shared.value import entropy, value
+
+VOCABULARY = 503
+LONGEST = 96
+
+_SIZES = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": LONGEST,
+}  # fmt: skip
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": _SIZES,
+    "qwen2": _SIZES,
+    # The window is shorter than the sequences; the caps are low enough to bend the logits.
+    "gemma2": _SIZES
+    | {"sliding_window": 8, "query_pre_attn_scalar": 32, "final_logit_softcapping": 6.0, "attn_logit_softcapping": 2.0},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": LONGEST},
+    "mistral": _SIZES | {"sliding_window": 8},
+    "cohere": _SIZES | {"logit_scale": 0.25},
+    "granite": _SIZES | {"logits_scaling": 0.3},
+    "opt": {"hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "word_embed_proj_dim": 64, "max_position_embeddings": LONGEST},
+    "mixtral": _SIZES | {"num_local_experts": 4},
+    # No rows of keys and values to share, no positions, frequencies that depend on the length.
+    "mamba": {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8},
+    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 2},
+    "phi3": _SIZES
+    | {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 16,
+                           "long_factor": [4.0] * 16, "original_max_position_embeddings": 24}},
+}  # fmt: skip
+
+SHARED = ("llama", "qwen2", "gemma2", "gpt2", "mistral", "cohere", "granite", "opt", "mixtral")
+UNSHARED = ("mamba", "bloom", "phi3")
+
+
+def save(architecture: str, directory: Path, **changes: Any) -> Path:
+    """Save a random float32 model whose logits are spread over several units."""
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    settings = {"vocab_size": VOCABULARY, "initializer_range": 0.3} | special | ARCHITECTURES[architecture] | changes
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**settings))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1 and "norm" not in name:
+                weight.normal_(std=0.1)
+    model.save_pretrained(directory)
+    return directory
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the definitions say of one completion, float64, from full logits (S, V) of the sequence alone."""
+
+    logits: np.ndarray
+    completion: Sequence[int]
+
+    def values(self, temperature: float) -> np.ndarray:
+        return value(self.logits, temperature)
+
+    @property
+    def action_logits(self) -> np.ndarray:
+        return self.logits[np.arange(len(self.completion)), self.completion]
+
+    @property
+    def entropies(self) -> np.ndarray:
+        return entropy(self.logits)
+
+
+class Reference:
+    """The model as transformers gives it: one sequence a forward, no cache, no padding, full logits."""
+
+    def __init__(self, directory: Path, attention: str = "eager") -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation=attention
+        ).eval()
+
+    @torch.no_grad()
+    def __call__(self, prompt: Sequence[int], completion: Sequence[int]) -> Expected:
+        logits_LV = self.model(torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0]
+        return Expected(logits_LV[len(prompt) - 1 :].double().numpy(), completion)
+
+
+def assert_agrees(scored: Any, expected: Expected, tolerance: float = 1e-4) -> None:
+    for temperature, values_S in scored.values.items():
+        np.testing.assert_allclose(values_S, expected.values(temperature), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(scored.action_logits, expected.action_logits, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(scored.entropies, expected.entropies, rtol=0, atol=tolerance)
+
+
+def tokens(count: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, VOCABULARY, count).tolist()
+
+
+def ask(teacher: TransformersTeacher, *questions: tuple[Any, ...]) -> list[list[Scored]]:
+    """Answers to (prompt, completions, temperatures) asked all at once."""
+
+    async def together() -> list[list[Scored]]:
+        return await asyncio.gather(*(teacher.score(*question) for question in questions))
+
+    return asyncio.run(together())

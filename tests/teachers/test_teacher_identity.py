@@ -1,0 +1,100 @@
+"""A teacher's id changes with what can change a value, and with nothing else."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tvkd_server.teachers.checkpoint import Checkpoint
+from tvkd_server.teachers.transformers_teacher import TransformersTeacher
+
+
+@pytest.fixture
+def directory(saved, tmp_path) -> Path:
+    return shutil.copytree(saved("llama"), tmp_path / "llama")
+
+
+def load(directory, **settings):
+    return TransformersTeacher.load(directory, device="cpu", **settings).info
+
+
+def edit_config(directory, **changes) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def flip_last_bit(path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_id_stays_when_the_directory_moves_and_when_only_its_name_changes(directory, tmp_path):
+    before = load(directory)
+    after = load(directory.rename(tmp_path / "elsewhere"), name="another name")
+    assert (before.id, before.name, after.name) == (after.id, "llama", "another name")
+
+
+def test_one_weight_byte_changes_the_id(directory):
+    before = load(directory).id
+    flip_last_bit(directory / "model.safetensors")
+    assert load(directory).id != before
+
+
+def test_the_dtype_changes_the_id(directory):
+    own, narrow = load(directory), load(directory, dtype="bfloat16")
+    assert (own.dtype, narrow.dtype) == ("float32", "bfloat16") and own.id != narrow.id
+
+
+def test_a_config_entry_that_changes_a_logit_changes_the_id_and_a_note_does_not(directory):
+    before = load(directory).id
+    edit_config(directory, transformers_version="0.0.0", _name_or_path="/somewhere")
+    assert load(directory).id == before
+    edit_config(directory, rms_norm_eps=1e-3)
+    assert load(directory).id != before
+
+
+def test_auto_runs_a_bfloat16_checkpoint_in_float32_on_the_cpu(directory):
+    edit_config(directory, dtype="bfloat16")
+    assert load(directory).dtype == "float32"
+
+
+def test_weights_are_hashed_once_and_again_when_the_file_changes(directory, monkeypatch):
+    checkpoint = Checkpoint.find(directory)
+    digest = checkpoint.weights_digest()
+    with monkeypatch.context() as patch:
+        patch.setattr("hashlib.file_digest", lambda *_: pytest.fail("hashed twice"))
+        assert checkpoint.weights_digest() == digest
+    flip_last_bit(directory / "model.safetensors")
+    assert checkpoint.weights_digest() != digest
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_nothing_but_a_second_hashing(directory, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    checkpoint = Checkpoint.find(directory)
+    assert checkpoint.weights_digest() == checkpoint.weights_digest()
+
+
+def test_shards_are_all_part_of_the_digest(directory):
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(directory)
+    (directory / "model.safetensors").unlink()
+    network.save_pretrained(directory, max_shard_size="100KB")
+    files = Checkpoint.find(directory).weight_files()
+    assert len(files) > 1
+    before = load(directory).id
+    flip_last_bit(files[-1])
+    assert load(directory).id != before
+
+
+def test_the_description_names_limits_and_engine(directory):
+    info = load(directory)
+    assert (info.vocab_size, info.longest_sequence, info.engine) == (503, 96, "transformers")
+    assert info.temperatures == (0.1, 10.0) and info.tokenizer_digest is None
+
+
+def test_the_longest_sequence_is_read_under_the_architectures_own_name(saved):
+    assert load(saved("gpt2")).longest_sequence == 96

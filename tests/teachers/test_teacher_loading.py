@@ -1,0 +1,118 @@
+"""What cannot serve as a teacher is refused at load in one clear line, and a directory needs no network."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import ask
+from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForSequenceClassification, LlamaModel
+
+from tvkd_server.teachers.transformers_teacher import TransformersTeacher
+from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
+
+SMALL = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1)
+
+
+def without_config(directory: Path) -> None:
+    (directory / "config.json").unlink()
+
+
+def without_weights(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+
+
+def with_broken_weights(directory: Path) -> None:
+    (directory / "model.safetensors").write_bytes(b"not safetensors at all")
+
+
+def an_adapter(directory: Path) -> None:
+    (directory / "adapter_config.json").write_text("{}")
+
+
+def a_classifier(directory: Path) -> None:
+    LlamaForSequenceClassification(SMALL).save_pretrained(directory)
+
+
+def a_backbone(directory: Path) -> None:
+    LlamaModel(SMALL).save_pretrained(directory)
+
+
+def a_backbone_that_claims_a_head(directory: Path) -> None:
+    a_backbone(directory)
+    config(directory, architectures=["LlamaForCausalLM"])
+
+
+def an_encoder(directory: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    BertLMHeadModel(BertConfig(vocab_size=64, initializer_range=0.3, **sizes)).save_pretrained(directory)
+
+
+def of_a_type_with_its_own_code(directory: Path) -> None:
+    config(directory, model_type="home-made", auto_map={"AutoModelForCausalLM": "modeling.HomeMade"})
+
+
+def quantised_without_the_library(directory: Path) -> None:
+    config(directory, quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+def config(directory: Path, **changes) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (without_config, "no config.json"),
+        (without_weights, "no weights"),
+        (with_broken_weights, "does not load"),
+        (an_adapter, "PEFT adapter; merge it"),
+        (a_classifier, "LlamaForSequenceClassification, not a causal LM"),
+        (a_backbone, "LlamaModel, not a causal LM"),
+        (a_backbone_that_claims_a_head, "no weights for lm_head.weight"),
+        (an_encoder, "BertLMHeadModel is not causal"),
+        (of_a_type_with_its_own_code, "home-made.*its own code is never run"),
+        (quantised_without_the_library, "does not load as a teacher: .*(optimum|gptq|GPTQ)"),
+    ],
+)
+def test_a_directory_that_cannot_serve_is_refused_in_one_line(spoil, says, saved, tmp_path):
+    directory = shutil.copytree(saved("llama"), tmp_path / "llama")
+    spoil(directory)
+    with pytest.raises(InvalidRequest, match=says) as caught:
+        TransformersTeacher.load(directory, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model", [Path("missing"), "/no/such/directory", "./missing", "a/b/c"])
+def test_a_directory_that_is_not_there_is_refused_without_asking_the_hub(model):
+    with pytest.raises(InvalidRequest, match="no directory"):
+        TransformersTeacher.load(model)
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"device": "abacus"}, {"attention": "psychic"}])
+def test_a_wrong_setting_is_refused(wrong, saved):
+    with pytest.raises(InvalidRequest, match=next(iter(wrong.values()))):
+        TransformersTeacher.load(saved("llama"), **wrong)
+
+
+def test_a_directory_is_loaded_without_a_socket(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("a name was looked up"))
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a socket was connected"))
+    TransformersTeacher.load(saved("mistral"), device="cpu")
+
+
+def test_attention_is_eager_where_its_logits_are_capped(teacher):
+    assert teacher("gemma2")._pass._backbone._forward.config._attn_implementation == "eager"
+    assert teacher("llama")._pass._backbone._forward.config._attn_implementation == "sdpa"
+
+
+def test_values_that_are_not_finite_are_no_answer(saved):
+    llama = TransformersTeacher.load(saved("llama"), device="cpu")
+    with torch.no_grad():
+        llama._pass._backbone._forward.norm.weight[0] = float("inf")
+    with pytest.raises(TeacherUnavailable, match="not all finite; serve it in bfloat16 or float32"):
+        ask(llama, ([1, 2], [[3]], [1.0]))
