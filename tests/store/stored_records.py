@@ -1,0 +1,42 @@
+"""Records whose every bit follows from a number, and how they are compared."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from tvkd_shared.scored import Float32, Scored
+
+SPECIAL = np.array([-0.0, 0.0, 1e-45, -1e-45, 1.1754942e-38, 3.4028235e38, -3.4028235e38], np.float32)
+
+
+def key_of(number: int) -> bytes:
+    return hashlib.blake2b(number.to_bytes(8, "little"), digest_size=16).digest()
+
+
+def record_of(number: int, temperatures: tuple[float, ...] = (), variant: int = 0) -> Scored:
+    """The record stored under `key_of(number)`; another variant has other numbers and the same length."""
+    T = 1 + number * 7 % 40
+    random = np.random.default_rng([number, variant])
+
+    def row(length: int) -> Float32:
+        numbers = random.normal(20, 5, length).astype(np.float32)
+        return np.where(random.random(length) < 0.2, random.choice(SPECIAL, length), numbers)
+
+    action_logits, entropies, value_1 = row(T), row(T + 1), row(T + 1)
+    further = {tau: row(T + 1) + np.float32(tau) for tau in sorted(temperatures)}
+    return Scored({1.0: value_1} | further, action_logits, entropies)
+
+
+def bits(record: Scored | None) -> dict[object, bytes] | None:
+    """Every number of a record, to the bit; None for a miss."""
+    if record is None:
+        return None
+    rows = {"action_logits": record.action_logits, "entropies": record.entropies, **record.values}
+    return {name: row.tobytes() for name, row in rows.items()}
+
+
+def flip(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1 << position % 8
+    file.write_bytes(content)
