@@ -1,6 +1,7 @@
 """`tvkd serve`: settings, socket, signals and exit code around the app."""
 
 import logging
+import signal
 import socket
 from types import FrameType
 
@@ -51,7 +52,7 @@ def serve(settings: ServeSettings) -> int:
 
 
 class _Server(uvicorn.Server):
-    """Not ready from the signal on, while requests in flight are finished."""
+    """Not ready from the signal on, while requests in flight are finished; then an ordinary end, exit code 0."""
 
     def __init__(self, config: uvicorn.Config, readiness: Readiness) -> None:
         super().__init__(config)
@@ -59,7 +60,9 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._readiness.draining = True
-        super().handle_exit(sig, frame)
+        # Not uvicorn's own: it would raise the signal again at the end. A second Ctrl-C does not wait for requests.
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def _listen(host: str, port: int) -> socket.socket:

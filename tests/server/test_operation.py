@@ -28,7 +28,7 @@ def post(server, items, key="s3cret"):
     return httpx.post(f"{server.url}/v1/potentials", json={"items": items}, headers=headers, timeout=60)
 
 
-@pytest.mark.parametrize("key", [None, "wrong", "s3cret2", "", "é"])
+@pytest.mark.parametrize("key", [None, "wrong", "s3cret2", "é"])
 def test_without_the_api_key_nothing_under_v1_answers(guarded, key):
     headers = {"authorization": f"Bearer {key}".encode()} if key is not None else {}
     for answer in (

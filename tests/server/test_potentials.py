@@ -135,7 +135,7 @@ def test_digests_fill_the_store_and_send_no_values(ask, server):
 
 
 def test_text_is_tokenised_with_the_teachers_own_tokenizer(ask):
-    answer = ask({"prompt": "w20 w21", "completions": ["w30 w31"]})
+    answer = ask({"prompt": "w20 w21", "completions": [" w30 w31"]})
     item = answer.json()["items"][0]
     assert item["prompt_tokens"] == [20, 21]
     assert completions_of(answer)[0]["tokens"] == [30, 31]
