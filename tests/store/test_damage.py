@@ -91,13 +91,25 @@ def test_another_temperature_written_into_a_segment_is_not_believed(tmp_path):
         assert [list(record.values) for record in store.get(KEYS, [0.5, 0.7])] == [[1.0]] * 3
 
 
-@pytest.mark.parametrize("missing", ["values/c/0/0", "offsets/c/0", "keys/c/0/0", "values/zarr.json", "zarr.json", "."])
+def test_an_index_row_that_points_at_another_keys_block_is_a_miss(tmp_path):
+    same_length = [0, 40]
+    with closing(Store(tmp_path)) as store:
+        store.put([(key_of(n), record_of(n)) for n in same_length])
+    with closing(sqlite3.connect(tmp_path / "log.sqlite")) as log, log:
+        log.execute("UPDATE sealed SET row = 1 - row")
+    with closing(StoreReader(tmp_path)) as reader:
+        assert reader.get([key_of(n) for n in same_length]) == [None, None]
+        assert reader.counts().corrupt == 2
+
+
+@pytest.mark.parametrize("missing", ["values/c/0/0", "offsets/c/0", "keys/c/0/0", "values/zarr.json", "zarr.json", ""])
 def test_a_missing_file_is_a_miss_and_not_zarrs_fill_value(tmp_path, missing):
     path = fill(tmp_path, sealed=True)
-    file = path / "segments" / "000000000001" / missing
-    shutil.rmtree(file) if file.is_dir() else file.unlink()
-    with closing(StoreReader(path)) as reader:
-        assert reader.get(KEYS) == [None] * 3
+    for segment, found in (("000000000002", [[1.0]] * 3), ("000000000001", [None] * 3)):
+        file = path / "segments" / segment / missing
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+        with closing(StoreReader(path)) as reader:
+            assert [record and list(record.values) for record in reader.get(KEYS, [0.5])] == found
 
 
 @pytest.mark.parametrize("where", ["log.sqlite", "log.sqlite-wal"])
@@ -115,6 +127,14 @@ def test_a_flipped_byte_of_the_log_is_never_served(tmp_path, where):
             assert "malformed" in str(error) or "no store" in str(error) or "version" in str(error), position
         (path / "log.sqlite-shm").unlink(missing_ok=True)
         flip(log, position)
+
+
+def test_a_pending_block_filed_under_another_temperature_is_not_served(tmp_path):
+    path = fill(tmp_path, sealed=False)
+    with closing(sqlite3.connect(path / "log.sqlite")) as log, log:
+        log.execute("UPDATE pending SET temperature = 0.7 WHERE temperature = 0.5")
+    with closing(StoreReader(path)) as reader:
+        assert [list(record.values) for record in reader.get(KEYS, [0.5, 0.7])] == [[1.0]] * 3
 
 
 def test_a_damaged_pending_block_is_not_sealed_and_can_be_stored_again(tmp_path):

@@ -183,9 +183,12 @@ def test_teachers_are_kept_once_each(store):
 def test_a_key_of_another_length_or_a_temperature_that_is_none_is_refused(store):
     with pytest.raises(ValueError, match="3 bytes, not 16"):
         store.put([(b"abc", record_of(1))])
+    row = np.ones(3, np.float32)
     for temperature in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="positive"):
             store.get([key_of(1)], [temperature])
+        with pytest.raises(ValueError, match="positive"):
+            store.put([(key_of(1), Scored({1.0: row, temperature: row}, row[1:], row))])
 
 
 def test_a_closed_store_leaves_little_but_its_segments(tmp_path):

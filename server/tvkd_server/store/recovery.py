@@ -84,7 +84,10 @@ def _rescue_pending(store: Path) -> None:
                         blocks.setdefault(temperature, {})[key] = from_log(key, temperature, crc, payload)
     for number, (temperature, block_of_key) in enumerate(blocks.items(), last_number(store) + 1):
         write_segment(store, number, temperature, list(block_of_key), list(block_of_key.values()))
-    log_path(store).replace(log_path(store).with_name("log.sqlite.malformed"))
+    for suffix in ("", "-wal"):
+        file = log_path(store).with_name(f"log.sqlite{suffix}")
+        if file.exists():
+            file.replace(file.with_name(f"log.sqlite.malformed{suffix}"))
     _remove_side_files(store)
     sync(store)
 

@@ -16,7 +16,7 @@ from tvkd_shared.key import KEY_BYTES
 from tvkd_shared.scored import Float32, Scored
 from tvkd_shared.store.block import Damaged, blocks, checksum, from_log, to_bytes
 from tvkd_shared.store.log import MalformedLog, disk
-from tvkd_shared.store.reader import Place, StoreReader
+from tvkd_shared.store.reader import Place, StoreReader, check_temperatures
 from tvkd_shared.wire import TeacherInfo
 
 _logger = logging.getLogger(__name__)
@@ -62,8 +62,10 @@ class Store(StoreReader):
     def put(self, records: Sequence[tuple[bytes, Scored]]) -> None:
         """Keeps the blocks that are not here yet; what is here stays as it is. Returns when they are on disk.
 
-        Raises ValueError when a key has not 16 bytes, StoreUnavailable when the disk fails: then none of them is kept.
+        Raises ValueError when a key has not 16 bytes or a temperature is not a positive finite number, StoreUnavailable
+        when the disk fails: then none of them is kept.
         """
+        check_temperatures({temperature for _, record in records for temperature in record.values})
         if wrong := [key for key, _ in records if len(key) != KEY_BYTES]:
             raise ValueError(f"key {wrong[0].hex()} has {len(wrong[0])} bytes, not {KEY_BYTES}")
         rows = [
@@ -115,8 +117,9 @@ class Store(StoreReader):
             try:
                 self.seal()
                 self._seal_at = self._seal_bytes
-            except StoreUnavailable as error:
-                _logger.warning("%s; what is pending stays in the log", error)
+            except Exception as error:
+                # Whatever it is, the blocks are safe in the log, and without this thread it would only grow.
+                _logger.warning("%s; what is pending stays in the log", error, exc_info=not isinstance(error, OSError))
                 # Not again at each put: only when as much again is waiting.
                 self._seal_at = self._pending_bytes + self._seal_bytes
 

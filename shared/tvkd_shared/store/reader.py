@@ -3,7 +3,7 @@
 import json
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -50,6 +50,13 @@ class Place:
     states: int
 
 
+def check_temperatures(temperatures: Iterable[float]) -> None:
+    """Raises ValueError when one of them is not a positive finite number."""
+    for temperature in temperatures:
+        if not 0 < temperature < np.inf:
+            raise ValueError(f"temperature {temperature} is not a positive finite number")
+
+
 class StoreReader:
     """A store, read-only. Several processes may read at once, also beside a live writer. Thread safe.
 
@@ -71,8 +78,7 @@ class StoreReader:
         A record's `values` hold temperature 1.0 and those of the asked ones that are stored. Raises ValueError when a
         temperature is not a positive finite number, StoreUnavailable when the disk fails.
         """
-        if not all(0 < temperature < np.inf for temperature in temperatures):
-            raise ValueError(f"temperatures {list(temperatures)} are not all positive finite numbers")
+        check_temperatures(temperatures)
         further = dict.fromkeys(temperature for temperature in temperatures if temperature != 1.0)
         with disk(self.path, "read"), self._connections.one() as connection:
             return [self._record(connection, key, list(further)) for key in keys]
