@@ -93,7 +93,7 @@ def test_shards_are_all_part_of_the_digest(directory):
 def test_the_description_names_limits_and_engine(directory):
     info = load(directory)
     assert (info.vocab_size, info.longest_sequence, info.engine) == (503, 96, "transformers")
-    assert info.temperatures == (0.1, 10.0) and info.tokenizer_digest is None
+    assert list(info.temperatures) == [0.1, 10.0] and info.tokenizer_digest is None
 
 
 def test_the_longest_sequence_is_read_under_the_architectures_own_name(saved):

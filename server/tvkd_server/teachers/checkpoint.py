@@ -20,6 +20,7 @@ from tvkd_shared.errors import InvalidRequest
 
 # The order in which transformers looks for weights: the first that is there is the one that it loads.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_DIGEST_BYTES = 16
 _BESIDE_WEIGHTS = ["*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -73,7 +74,7 @@ class Checkpoint:
     def weights_digest(self) -> str:
         """Digest of the weight files' content, hashed once: about a second a gigabyte the first time."""
         digests = [_file_digest(path) for path in self.weight_files()]
-        return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b("".join(digests).encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def _snapshot(model: str | Path) -> Path:
@@ -107,12 +108,14 @@ def _file_digest(path: Path) -> str:
     """Digest of one file's content, remembered in the user's cache by path, size and modification time."""
     state = path.stat()
     version = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}"
-    known = hashlib.blake2b(version.encode(), digest_size=16).hexdigest()
+    known = hashlib.blake2b(version.encode(), digest_size=_DIGEST_BYTES).hexdigest()
     remembered = platformdirs.user_cache_path("tvkd") / "weights" / known
     with contextlib.suppress(OSError):
-        return remembered.read_text()
+        digest = remembered.read_text()
+        if len(digest) == 2 * _DIGEST_BYTES:  # a crash of the machine can leave the file short
+            return digest
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
     # A cache folder that cannot be written costs a second hashing, nothing else.
     with contextlib.suppress(OSError):
         remembered.parent.mkdir(parents=True, exist_ok=True)

@@ -45,18 +45,19 @@ def reduce(logits_SV: Tensor, actions_S: Tensor, temperatures: Sequence[float]) 
 
     The definitions of `tvkd_shared.value`, with the largest logit subtracted.
     """
-    shifted_SV = logits_SV.float()
-    action_S = shifted_SV.gather(1, actions_S[:, None])[:, 0]
-    top_S = shifted_SV.amax(1)
-    shifted_SV = shifted_SV - top_S[:, None]
+    logits_SV = logits_SV.float()
+    action_S = logits_SV.gather(1, actions_S[:, None])[:, 0]
+    top_S = logits_SV.amax(1)
+    # −∞ has no probability, and so no part in the entropy: without the floor 0 · −∞ would be NaN.
+    shifted_SV = (logits_SV - top_S[:, None]).clamp_(min=-1e30)
     exponentials_SV = shifted_SV.exp()
     total_S = exponentials_SV.sum(1)
-    # A logit of −∞ has no probability, and so no part in the entropy: 0 · −∞ would be NaN.
-    entropy_S = total_S.log() - (exponentials_SV * shifted_SV.clamp(min=-1e30)).sum(1) / total_S
+    entropy_S = total_S.log() - exponentials_SV.mul_(shifted_SV).sum(1) / total_S
     values = []
     for temperature in temperatures:
-        tempered_S = total_S if temperature == 1.0 else (shifted_SV / temperature).exp().sum(1)
-        values.append(top_S + temperature * tempered_S.log())
+        # Written over the same memory: three tensors as wide as the vocabulary are held, never more.
+        torch.div(shifted_SV, temperature, out=exponentials_SV)
+        values.append(top_S + temperature * exponentials_SV.exp_().sum(1).log())
     return torch.stack([*values, entropy_S, action_S], 1)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from tvkd_shared.errors import InvalidRequest, SequenceTooLong, TemperatureNotServed, TokenOutOfRange
 from tvkd_shared.wire import TeacherInfo
 
-TEMPERATURES = (0.1, 10.0)
+TEMPERATURES = [0.1, 10.0]
 """Lowest and highest temperature served: float32 holds V_τ to 1e-4 between them."""
 
 
