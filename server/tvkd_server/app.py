@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from tvkd_server import problem, routes
 from tvkd_server.body_limit import BodyLimit
@@ -51,11 +51,11 @@ def create_app(
             await readiness.service.close()
 
     app = FastAPI(title="tvkd", summary="Per-token teacher values for preference distillation", lifespan=lifespan)
-    app.state.token = settings.bearer_token()
+    app.state.token = token = settings.bearer_token()
     app.state.metrics = metrics
     app.state.readiness = readiness
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     problem.install(app)
-    app.include_router(routes.v1)
+    app.include_router(routes.v1, dependencies=[Depends(routes.authorized)] if token else [])
     app.include_router(routes.operations)
     return app

@@ -19,10 +19,10 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(
 
 
 async def authorized(request: Request, credentials: Credentials) -> None:
-    """Raises Unauthorized when the server has an API key and the request does not carry it."""
-    token: str | None = request.app.state.token
+    """Raises Unauthorized when the request does not carry the server's API key."""
+    token: str = request.app.state.token
     given = credentials.credentials if credentials else ""
-    if token and not hmac.compare_digest(given.encode(), token.encode()):
+    if not hmac.compare_digest(given.encode(), token.encode()):
         raise Unauthorized("send the server's API key as `Authorization: Bearer …`")
 
 
@@ -33,11 +33,11 @@ async def ready_service(request: Request) -> Service:
 
 Ready = Annotated[Service, Depends(ready_service)]
 
-v1 = APIRouter(prefix="/v1", dependencies=[Depends(authorized)], responses=PROBLEMS)
+v1 = APIRouter(prefix="/v1", responses=PROBLEMS)
 operations = APIRouter()
 
 
-@v1.post("/potentials", response_model_exclude_none=True)
+@v1.post("/potentials", response_model_exclude_none=True, responses={400: PROBLEM})
 async def potentials(request: PotentialsRequest, service: Ready) -> PotentialsAnswer:
     """Values of each completion after each prompt: from the store, else from the teacher and then stored."""
     started, outcome = time.perf_counter(), "internal-error"

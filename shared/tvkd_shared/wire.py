@@ -129,7 +129,9 @@ class TeacherInfo(BaseModel):
     chat_template_digest: str | None = None
     engine: str
     engine_version: str
-    temperatures: tuple[float, float] = Field(description="lowest and highest temperature served")
+    temperatures: Annotated[list[float], Field(min_length=2, max_length=2)] = Field(
+        description="lowest and highest temperature served"
+    )
     value_definition: int = VALUE_DEFINITION
 
 
