@@ -1,0 +1,87 @@
+"""The control: every pair is trained with another pair's shaping, so that only the numbers' spread remains."""
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datasets import Dataset
+
+from tvkd_client.source import ValueSource
+from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.scored import Scored
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Rows of the data set by what they serve for, and the control's permutation.
+
+    train    rows of the train split; the student is fine-tuned on their chosen completions
+    used     those of them that the three runs train on
+    unseen   held-out rows
+    partner  index in `train` → index in `train` of the pair whose shaping the control takes
+    """
+
+    train: list[int]
+    used: list[int]
+    unseen: list[int]
+    partner: dict[int, int]
+
+
+def choose(tokens: Dataset, most: int, seed: int) -> Choice:
+    """At most `most` pairs to train on, each with a partner, and the held-out ones.
+
+    `tokens` has columns split, prompt_ids, chosen_ids and rejected_ids. Raises InvalidRequest when either is empty.
+    """
+    train = [row for row, split in enumerate(tokens["split"]) if split == "train"]
+    unseen = [row for row, split in enumerate(tokens["split"]) if split == "heldout"]
+    lengths = [
+        (len(chosen), len(rejected))
+        for chosen, rejected in zip(tokens["chosen_ids"], tokens["rejected_ids"], strict=True)
+    ]
+    partner = partners([lengths[row] for row in train], seed)
+    if not partner or not unseen:
+        raise InvalidRequest(
+            f"of {len(tokens)} pairs {len(partner)} can be trained on and {len(unseen)} are held out; take more"
+        )
+    return Choice(train, [train[index] for index in sorted(partner)][:most], unseen, partner)
+
+
+def partners(lengths: Sequence[tuple[int, int]], seed: int) -> dict[int, int]:
+    """For each pair another one whose completions have the same two lengths: a permutation with no fixed point.
+
+    A record must have its completion's length. Pairs that have no such other are left out.
+    """
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, both in enumerate(lengths):
+        alike[both].append(index)
+    chance = random.Random(seed)  # noqa: S311 - a permutation, not a secret
+    found: dict[int, int] = {}
+    for group in alike.values():
+        if len(group) > 1:
+            chance.shuffle(group)
+            found.update(zip(group, group[1:] + group[:1], strict=True))
+    return found
+
+
+class ShuffledSource:
+    """A value source that answers for each completion of a pair with its partner's record."""
+
+    def __init__(self, source: ValueSource, train: Dataset, partner: dict[int, int]) -> None:
+        self.source = source
+        prompts = train["prompt_ids"][:]
+        self._answered_by = {
+            (tuple(prompts[own]), tuple(completions[own])): (prompts[other], completions[other])
+            for completions in (train["chosen_ids"][:], train["rejected_ids"][:])
+            for own, other in partner.items()
+        }
+
+    @property
+    def teacher_id(self) -> str:
+        return self.source.teacher_id
+
+    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Scored]:
+        """Record of each completion's partner. Raises KeyError for a completion that has none."""
+        asked = zip(prompts, completions, strict=True)
+        others = [self._answered_by[tuple(prompt), tuple(completion)] for prompt, completion in asked]
+        return self.source.fetch([prompt for prompt, _ in others], [completion for _, completion in others])

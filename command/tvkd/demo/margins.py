@@ -1,0 +1,55 @@
+"""What a reading of the teacher's values says of pairs before any training: does its margin follow label or length?"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tvkd_client.reading import Reading
+from tvkd_shared.scored import Scored
+from tvkd_shared.value import Float64, log_prob
+
+READINGS = {
+    "soft value, γ 1, sum (the paper's formula)": Reading(),
+    "soft value, γ 0.9, sum": Reading(gamma=0.9),
+    "soft value, γ 1, sum, last decision": Reading(terminal="last-decision"),
+    "entropy, γ 0.9, sum": Reading(gamma=0.9, potential="entropy"),
+    "entropy, γ 0, mean": Reading(gamma=0.0, potential="entropy", aggregate="mean"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """agreement      share of pairs whose margin S(chosen) − S(rejected) is above 0
+    length_correlation  Pearson's, of the margin with T(chosen) − T(rejected); None when one of them does not vary
+    deviation           standard deviation of the margin
+    """
+
+    agreement: float
+    length_correlation: float | None
+    deviation: float
+
+
+Records = Sequence[tuple[Scored, Scored]]
+"""Of each pair the records of chosen and rejected."""
+
+
+def shaping_margins(records: Records, reading: Reading) -> Float64:
+    """S(chosen) − S(rejected) of each pair, float64 [N]; every completion ends with the end-of-sequence token."""
+    return _margins(records, lambda record: reading.of(record, kept=record.length, end=record.length))
+
+
+def log_prob_margins(records: Records) -> Float64:
+    """log π(chosen) − log π(rejected) of the teacher itself: what its values are measured against, float64 [N]."""
+    return _margins(records, lambda record: float(log_prob(record.action_logits, record.values[1.0][:-1]).sum()))
+
+
+def judge(margins_N: Float64, records: Records) -> Judgement:
+    lengths_N = np.array([chosen.length - rejected.length for chosen, rejected in records], np.float64)
+    varied = margins_N.std() > 0 and lengths_N.std() > 0
+    correlation = float(np.corrcoef(margins_N, lengths_N)[0, 1]) if varied else None
+    return Judgement(float((margins_N > 0).mean()), correlation, float(margins_N.std()))
+
+
+def _margins(records: Records, score: Callable[[Scored], float]) -> Float64:
+    return np.array([score(chosen) - score(rejected) for chosen, rejected in records], np.float64)

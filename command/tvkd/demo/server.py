@@ -1,0 +1,75 @@
+"""The value server as a user runs it: a process of its own, on a free loopback port."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tvkd_shared.errors import TeacherUnavailable
+
+_STARTS_WITHIN = 120.0  # seconds, with another job on the machine
+_STOPS_WITHIN = 60.0
+
+
+class Server:
+    """A running `tvkd serve` and where it listens."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self.log = log
+        self.url = ""
+
+    def counter(self, name: str) -> int:
+        """A counter of `GET /metrics`, 0 before its first event."""
+        found = re.search(rf"^{name} (\S+)$", httpx.get(f"{self.url}/metrics").text, re.MULTILINE)
+        return int(float(found[1])) if found else 0
+
+
+@contextmanager
+def running_server(model: Path, store: Path, log: Path) -> Iterator[Server]:
+    """`tvkd serve`, ready; stopped gracefully at the end, which seals its store.
+
+    Raises TeacherUnavailable, with the end of its log, when it dies or is not ready in two minutes.
+    """
+    command = [sys.executable, "-m", "tvkd.cli", "serve", "--port", "0", "--model", str(model), "--store", str(store)]
+    # A key or a token of the user's other server must not close this one to us.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TVKD_")}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+    server = Server(process, log)
+    try:
+        _wait_until_ready(server)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOPS_WITHIN)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(server: Server) -> None:
+    deadline = time.monotonic() + _STARTS_WITHIN
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise TeacherUnavailable(f"the server ended with {server.process.returncode}:\n{_end_of(server.log)}")
+        if found := re.search(r"listening on (http://\S+)", server.log.read_text(errors="replace")):
+            server.url = found[1]
+            try:
+                if httpx.get(f"{server.url}/readyz").status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError:
+                pass  # listening, and not answering yet
+        time.sleep(0.2)
+    raise TeacherUnavailable(f"the server was not ready in {_STARTS_WITHIN:g} s:\n{_end_of(server.log)}")
+
+
+def _end_of(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-20:])
