@@ -108,6 +108,16 @@ def test_every_float32_comes_back_to_the_bit_from_the_log_and_from_a_segment(sto
         store.seal()
 
 
+def test_the_first_write_stays_and_is_counted_once(tmp_path):
+    for _ in range(2):
+        with closing(Store(tmp_path)) as store:
+            for variant in (0, 1, 2):
+                store.put([(key_of(5), record_of(5, variant=variant))])
+                assert bits(store.get([key_of(5)])[0]) == bits(record_of(5))
+                assert store.counts().sequences == 1
+                store.seal()
+
+
 def test_only_the_asked_temperatures_come_back(store):
     store.put([(key_of(1), record_of(1, (0.5, 3.25)))])
     assert [list(store.get([key_of(1)], asked)[0].values) for asked in [(1.0,), (3.25, 0.5), (2.0,)]] == [

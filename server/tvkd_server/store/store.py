@@ -124,22 +124,24 @@ class Store(StoreReader):
                 self._seal_at = self._pending_bytes + self._seal_bytes
 
     def _seal(self, batch: list[PendingRow]) -> None:
-        intact: dict[PendingRow, Float32] = {}
+        rows: list[PendingRow] = []
+        sound: list[Float32] = []
         for row in batch:
             try:
-                intact[row] = from_log(row.key, row.temperature, row.crc, row.payload)
+                sound.append(from_log(row.key, row.temperature, row.crc, row.payload))
+                rows.append(row)
             except Damaged:
                 self._damaged(Place(row.key, row.temperature, row.id, row.crc, row.payload, None, 0, 0))
-        if not intact:
+        if not rows:
             return
         # A number is not used twice, also when its segment could not be written.
         self._last_number += 1
         number, temperature = self._last_number, batch[0].temperature
-        keys = [row.key for row in intact]
-        size = write_segment(self.path, number, temperature, keys, list(intact.values()))
-        states = [len(block) for block in intact.values()]
+        keys = [row.key for row in rows]
+        size = write_segment(self.path, number, temperature, keys, sound)
+        index = index_rows(number, temperature, keys, [len(block) for block in sound])
         with self._log_for("sealed") as log:
-            log.index(number, size, index_rows(number, temperature, keys, states), [row.id for row in intact])
+            log.index(number, size, index, [row.id for row in rows])
             self._pending_bytes = log.pending_bytes()
 
     def _damaged(self, place: Place | None) -> None:
