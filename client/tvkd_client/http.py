@@ -3,25 +3,20 @@
 import logging
 import os
 import re
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential, wait_random
+from tenacity import RetryCallState
 
+from tvkd_client.batches import in_order, split
+from tvkd_client.retry import answered_error, retrying
 from tvkd_shared.errors import (
-    BY_CODE,
     InvalidRequest,
     Overloaded,
-    PayloadTooLarge,
-    StoreUnavailable,
     TeacherMismatch,
     TeacherUnavailable,
-    TVKDError,
-    Unauthorized,
     WrongAnswer,
 )
 from tvkd_shared.key import VALUE_DEFINITION, completion_keys
@@ -30,7 +25,6 @@ from tvkd_shared.wire import (
     CompletionAnswer,
     PotentialsAnswer,
     PotentialsRequest,
-    Problem,
     StoreInfo,
     TeacherInfo,
     TokenItem,
@@ -39,33 +33,9 @@ from tvkd_shared.wire import (
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=BaseModel)
-Batch = TypeVar("Batch")
-Result = TypeVar("Result")
 
 REQUEST_TOKENS = 8192
 """Tokens in one request: some seconds of a large teacher, so that progress shows and a lost request costs little."""
-
-# A read timeout is not among them: the teacher has had the whole of `timeout`, and asking again would double its load.
-_PASSING = (
-    httpx.NetworkError,
-    httpx.RemoteProtocolError,
-    httpx.ConnectTimeout,
-    Overloaded,
-    TeacherUnavailable,
-    StoreUnavailable,
-)
-# What a proxy in front of the server answers in its own words.
-_BY_STATUS: dict[int, type[TVKDError]] = {
-    401: Unauthorized,
-    403: Unauthorized,
-    413: PayloadTooLarge,
-    429: Overloaded,
-    502: TeacherUnavailable,
-    503: TeacherUnavailable,
-    504: TeacherUnavailable,
-}
-_backoff = wait_exponential(multiplier=0.5, max=15) + wait_random(0, 0.5)
-_spread = wait_random(0, 0.5)
 
 
 class TeacherClient:
@@ -241,15 +211,9 @@ class TeacherClient:
             ) from error
 
     def _send(self, method: str, path: str, body: str | None) -> httpx.Response:
-        retrying = Retrying(
-            retry=retry_if_exception_type(_PASSING),
-            wait=_wait,
-            stop=_patience(self._patience),
-            before_sleep=self._log_retry,
-            reraise=True,
-        )
+        attempts = retrying(self._patience, self._log_retry)
         try:
-            return retrying(self._send_once, method, path, body)
+            return attempts(self._send_once, method, path, body)
         except httpx.TimeoutException as error:
             raise TeacherUnavailable(
                 f"{self.url} did not answer within {self._timeout:g} s: ask for less at once, or wait longer"
@@ -261,7 +225,7 @@ class TeacherClient:
     def _send_once(self, method: str, path: str, body: str | None) -> httpx.Response:
         response = self._connections().request(method, self.url + path, content=body)
         if response.status_code != httpx.codes.OK:
-            raise _error(response)
+            raise answered_error(response)
         return response
 
     def _connections(self) -> httpx.Client:
@@ -285,83 +249,8 @@ class TeacherClient:
         logger.log(level, "%s: %s; trying again for up to %g s", self.url, error, self._patience)
 
 
-def split(items: Iterable[TokenItem], tokens: int) -> Iterator[tuple[int, list[TokenItem]]]:
-    """Items in order, in batches of at most `tokens` tokens, each with the index of its first item.
-
-    A single item that holds more goes alone.
-    """
-    first, batch, held = 0, list[TokenItem](), 0
-    for item in items:
-        size = len(item.prompt_token_ids) + sum(map(len, item.completions))
-        if batch and held + size > tokens:
-            yield first, batch
-            first, batch, held = first + len(batch), [], 0
-        batch.append(item)
-        held += size
-    if batch:
-        yield first, batch
-
-
-def in_order(
-    function: Callable[[Batch], Result], batches: Iterable[Batch], in_flight: int
-) -> Generator[Result, None, None]:
-    """`function` of each batch, in order, `in_flight` at once; batches are drawn as they are needed.
-
-    An error, or an interrupt, drops the batches not begun and does not wait for those under way.
-    """
-    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="tvkd")
-    waiting: deque[Future[Result]] = deque()
-    try:
-        for batch in batches:
-            # Twice as many submitted as run: one slow batch at the head does not leave the others idle.
-            if len(waiting) == 2 * in_flight:
-                yield waiting.popleft().result()
-            waiting.append(pool.submit(function, batch))
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
 def _with_one(temperatures: Sequence[float]) -> list[float]:
     return list(dict.fromkeys((1.0, *map(float, temperatures))))
-
-
-def _wait(state: RetryCallState) -> float:
-    """Seconds to the next attempt: what the server asked for, slightly spread, else exponential with jitter."""
-    error = state.outcome and state.outcome.exception()
-    if isinstance(error, TVKDError) and error.retry_after is not None:
-        return error.retry_after + _spread(state)
-    return _backoff(state)
-
-
-def _patience(seconds: float) -> Callable[[RetryCallState], bool]:
-    """Stop before a wait that would end later than `seconds` after the first failure; work before it does not count."""
-    first_failure: float | None = None
-
-    def stop(state: RetryCallState) -> bool:
-        nonlocal first_failure
-        now = state.outcome_timestamp or 0.0
-        first_failure = now if first_failure is None else first_failure
-        return now + state.upcoming_sleep - first_failure > seconds
-
-    return stop
-
-
-def _error(response: httpx.Response) -> TVKDError:
-    """The error that an answer other than 200 carries, of the same class as was raised at the server."""
-    after = response.headers.get("Retry-After", "")
-    retry_after = float(after) if after.isdecimal() else None
-    where = f"{response.request.method} {response.request.url}"
-    try:
-        problem = Problem.model_validate_json(response.content)
-    except ValidationError:
-        kind = _BY_STATUS.get(response.status_code, WrongAnswer)
-        said = f"{response.status_code} {response.reason_phrase}".strip()
-        return kind(f"{where} answered {said} and no reason; is it a tvkd server?", retry_after=retry_after)
-    if problem.code not in BY_CODE:
-        return TVKDError(f"{where} answered {response.status_code}: {problem.detail}", retry_after=retry_after)
-    return BY_CODE[problem.code](problem.detail, retry_after=retry_after)
 
 
 def _first_line(error: ValidationError) -> str:

@@ -1,6 +1,6 @@
 """Token ids of preference pairs, made by TRL's own DPOTrainer, so that values fit what the trainer will train on.
 
-The one place that calls TRL's private preparation. It checks the version and the interface, and fails loudly.
+The preparation is private to TRL: its version and its arguments are checked, and a change fails loudly.
 """
 
 import inspect
@@ -16,24 +16,22 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from tvkd_shared.errors import InvalidRequest, TVKDError
+from tvkd_client.trl_private import SUPPORTED
+from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.vocabulary import vocabulary_digest
 from tvkd_shared.wire import TeacherInfo
 
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
-_TRL = "1.16"
 _PARAMETERS = ["self", "dataset", "processing_class", "args", "dataset_name"]
 
 
-def tokenize_preferences(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, *, processes: int | None = None
-) -> datasets.Dataset:
+def tokenize_preferences(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
     """The data set with columns prompt_ids, chosen_ids and rejected_ids, whole: nothing is truncated, no row dropped.
 
     Plain text gets the end-of-sequence token, messages go through the chat template, an implicit prompt is extracted.
-    Raises InvalidRequest when the tokenizer cannot do that or a row has no prompt or completion token, and TVKDError
-    when the installed TRL prepares data in another way than the one known here.
+    Raises InvalidRequest when the tokenizer cannot do that or a row has no prompt or completion token, and when
+    the installed TRL may prepare data in another way than the one known here.
     """
     _check_trl()
     plain = isinstance(dataset[0]["chosen"], str)
@@ -43,7 +41,7 @@ def tokenize_preferences(
         raise InvalidRequest("the tokenizer has no chat template, and the data set is conversational; set one")
     # What the preparation reads of a trainer and its config. Without max_length no row is dropped.
     trainer: Any = SimpleNamespace(_tokenizer=tokenizer)
-    config: Any = SimpleNamespace(dataset_num_proc=processes, max_length=None, truncation_mode="keep_start")
+    config: Any = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
     try:
         tokens = DPOTrainer._prepare_dataset(trainer, dataset, tokenizer, config, "preference")
     except TemplateError as error:
@@ -90,14 +88,14 @@ def _check_lengths(tokens: datasets.Dataset) -> None:
 
 
 def _check_trl() -> None:
-    if not version("trl").startswith(f"{_TRL}."):
-        raise _moved("only its release series is known here")
+    if version("trl") not in SUPPORTED:
+        raise _moved("another release")
     prepare = getattr(DPOTrainer, "_prepare_dataset", None)
     if prepare is None or list(inspect.signature(prepare).parameters) != _PARAMETERS:
         raise _moved("DPOTrainer._prepare_dataset takes other arguments")
 
 
-def _moved(what: str) -> TVKDError:
-    return TVKDError(
-        f"TRL {version('trl')} prepares preference data in another way than {_TRL}: {what}; install {_TRL}"
+def _moved(what: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"TRL {version('trl')} may prepare preference data in another way: {what}; install trl{SUPPORTED}"
     )

@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tvkd_client.batches import in_order, split
 from tvkd_client.dataset import load_preferences
-from tvkd_client.http import TeacherClient, in_order, split
+from tvkd_client.http import TeacherClient
 from tvkd_client.preference_tokens import TOKEN_COLUMNS, check_vocabulary, measure, tokenize_preferences
 from tvkd_shared.errors import InvalidRequest, SequenceTooLong, TokenOutOfRange
 from tvkd_shared.settings import exit_code, from_command_line

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvkd_client.http import TeacherClient, in_order, split
+from tvkd_client.batches import in_order, split
+from tvkd_client.http import TeacherClient
 from tvkd_shared.errors import (
     InvalidRequest,
     NotCached,

@@ -1,0 +1,49 @@
+"""Items in requests of a bounded size, and a bounded number of requests under way."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from tvkd_shared.wire import TokenItem
+
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
+
+
+def split(items: Iterable[TokenItem], tokens: int) -> Iterator[tuple[int, list[TokenItem]]]:
+    """Items in order, in batches of at most `tokens` tokens, each with the index of its first item.
+
+    A single item that holds more goes alone.
+    """
+    first, batch, held = 0, list[TokenItem](), 0
+    for item in items:
+        size = len(item.prompt_token_ids) + sum(map(len, item.completions))
+        if batch and held + size > tokens:
+            yield first, batch
+            first, batch, held = first + len(batch), [], 0
+        batch.append(item)
+        held += size
+    if batch:
+        yield first, batch
+
+
+def in_order(
+    function: Callable[[Batch], Result], batches: Iterable[Batch], in_flight: int
+) -> Generator[Result, None, None]:
+    """`function` of each batch, in order, `in_flight` at once; batches are drawn as they are needed.
+
+    An error, or an interrupt, drops the batches not begun and does not wait for those under way.
+    """
+    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="tvkd")
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for batch in batches:
+            # Twice as many submitted as run: one slow batch at the head does not leave the others idle.
+            if len(waiting) == 2 * in_flight:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(function, batch))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

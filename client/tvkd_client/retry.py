@@ -1,0 +1,89 @@
+"""When to ask again: which failures pass, how long to wait, and what an error answer says."""
+
+from collections.abc import Callable
+
+import httpx
+from pydantic import ValidationError
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential, wait_random
+
+from tvkd_shared.errors import (
+    BY_CODE,
+    Overloaded,
+    PayloadTooLarge,
+    StoreUnavailable,
+    TeacherUnavailable,
+    TVKDError,
+    Unauthorized,
+    WrongAnswer,
+)
+from tvkd_shared.wire import Problem
+
+# A read timeout is not among them: the teacher has had the whole of `timeout`, and asking again would double its load.
+_PASSING = (
+    httpx.NetworkError,
+    httpx.RemoteProtocolError,
+    httpx.ConnectTimeout,
+    Overloaded,
+    TeacherUnavailable,
+    StoreUnavailable,
+)
+# What a proxy in front of the server answers in its own words.
+_BY_STATUS: dict[int, type[TVKDError]] = {
+    401: Unauthorized,
+    403: Unauthorized,
+    413: PayloadTooLarge,
+    429: Overloaded,
+    502: TeacherUnavailable,
+    503: TeacherUnavailable,
+    504: TeacherUnavailable,
+}
+_backoff = wait_exponential(multiplier=0.5, max=15) + wait_random(0, 0.5)
+_spread = wait_random(0, 0.5)
+
+
+def retrying(patience: float, before_sleep: Callable[[RetryCallState], None]) -> Retrying:
+    """Repeats a call whose failure may pass, until `patience` seconds after the first one, then raises the last."""
+    return Retrying(
+        retry=retry_if_exception_type(_PASSING),
+        wait=_wait,
+        stop=_patience(patience),
+        before_sleep=before_sleep,
+        reraise=True,
+    )
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds to the next attempt: what the server asked for, slightly spread, else exponential with jitter."""
+    error = state.outcome and state.outcome.exception()
+    if isinstance(error, TVKDError) and error.retry_after is not None:
+        return error.retry_after + _spread(state)
+    return _backoff(state)
+
+
+def _patience(seconds: float) -> Callable[[RetryCallState], bool]:
+    """Stop before a wait that would end later than `seconds` after the first failure; work before it does not count."""
+    first_failure: float | None = None
+
+    def stop(state: RetryCallState) -> bool:
+        nonlocal first_failure
+        now = state.outcome_timestamp or 0.0
+        first_failure = now if first_failure is None else first_failure
+        return now + state.upcoming_sleep - first_failure > seconds
+
+    return stop
+
+
+def answered_error(response: httpx.Response) -> TVKDError:
+    """The error that an answer other than 200 carries, of the same class as was raised at the server."""
+    after = response.headers.get("Retry-After", "")
+    retry_after = float(after) if after.isdecimal() else None
+    where = f"{response.request.method} {response.request.url}"
+    try:
+        problem = Problem.model_validate_json(response.content)
+    except ValidationError:
+        kind = _BY_STATUS.get(response.status_code, WrongAnswer)
+        said = f"{response.status_code} {response.reason_phrase}".strip()
+        return kind(f"{where} answered {said} and no reason; is it a tvkd server?", retry_after=retry_after)
+    if problem.code not in BY_CODE:
+        return TVKDError(f"{where} answered {response.status_code}: {problem.detail}", retry_after=retry_after)
+    return BY_CODE[problem.code](problem.detail, retry_after=retry_after)
