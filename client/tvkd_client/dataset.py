@@ -9,6 +9,9 @@ import datasets
 
 from tvkd_shared.errors import InvalidRequest
 
+# datasets reports every load to a download counter, of local files too; nobody asked for that.
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+
 _COLUMNS = ("prompt", "chosen", "rejected")
 _FORMATS = {"json": re.compile(r"\.(json|jsonl|ndjson)(\.\w+)?$"), "parquet": re.compile(r"\.parquet$")}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -7,13 +7,20 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, CliApp
+from pydantic_settings import BaseSettings, CliApp, SettingsError
 
-from tvkd_shared.errors import InvalidRequest, NotCached, TVKDError, Unauthorized
+from tvkd_shared.errors import (
+    InvalidRequest,
+    NotCached,
+    PayloadTooLarge,
+    TeacherMismatch,
+    TVKDError,
+    Unauthorized,
+)
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 
-_USERS_MISTAKE = (InvalidRequest, NotCached, Unauthorized, FileNotFoundError)
+_USERS_MISTAKE = (InvalidRequest, NotCached, PayloadTooLarge, TeacherMismatch, Unauthorized, FileNotFoundError)
 
 
 def from_command_line(model: type[Settings], argv: list[str]) -> Settings:
@@ -22,6 +29,8 @@ def from_command_line(model: type[Settings], argv: list[str]) -> Settings:
         return CliApp.run(model, cli_args=argv)
     except ValidationError as error:
         raise InvalidRequest("; ".join(_mistake(model, fault) for fault in error.errors())) from error
+    except SettingsError as error:
+        raise InvalidRequest(f"{error}; a list is written as JSON, such as [1.0, 2.0]") from error
 
 
 def _mistake(model: type[BaseSettings], fault: ErrorDetails) -> str:

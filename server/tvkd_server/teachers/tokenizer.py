@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tvkd_server.teachers.checkpoint import first_line
 from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.vocabulary import vocabulary_digest
 from tvkd_shared.wire import TextItem, TokenItem
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -35,8 +36,7 @@ class Tokenizer:
         """Digest of which id stands for which token: what teacher and student must share."""
         if self._tokenizer is None:
             return None
-        by_id = sorted((number, token) for token, number in self._tokenizer.get_vocab().items())
-        return _digest(json.dumps(by_id, separators=(",", ":")))
+        return vocabulary_digest(self._tokenizer.get_vocab())
 
     @property
     def chat_template_digest(self) -> str | None:
