@@ -148,11 +148,17 @@ def test_a_damaged_pending_block_is_not_sealed_and_can_be_stored_again(tmp_path)
         assert [bits(record) for record in store.get(KEYS, [0.5])] == RIGHT
 
 
-@pytest.mark.parametrize("damage", ["missing", "no database", "no table", "malformed in use"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "missing but for its WAL", "no database", "no table", "malformed in use"]
+)
 def test_a_log_that_is_missing_or_malformed_is_made_anew_from_the_segments(tmp_path, damage):
     path = fill(tmp_path, sealed=True)
     log = path / "log.sqlite"
     if damage == "missing":
+        log.unlink()
+    elif damage == "missing but for its WAL":
+        stale = fill(tmp_path / "stale", sealed=None)
+        shutil.copy(stale / "log.sqlite-wal", path)
         log.unlink()
     elif damage == "no database":
         log.write_bytes(b"no database" + log.read_bytes())

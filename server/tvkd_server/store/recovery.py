@@ -29,8 +29,6 @@ def open_log(store: Path) -> Log:
     """
     for leftover in _numbered(store / "tmp"):
         shutil.rmtree(store / "tmp" / f"{leftover:012d}")
-    if not log_path(store).exists():
-        _remove_side_files(store)
     try:
         if rebuild_mark(store).exists():
             raise MalformedLog(f"{log_path(store)} was found malformed")
@@ -63,12 +61,6 @@ def _numbered(folder: Path) -> set[int]:
     return {int(entry.name) for entry in folder.iterdir() if _NUMBERED.fullmatch(entry.name)}
 
 
-def _remove_side_files(store: Path) -> None:
-    # SQLite would replay a write-ahead log into the new, empty database.
-    for suffix in ("-wal", "-shm"):
-        log_path(store).with_name(log_path(store).name + suffix).unlink(missing_ok=True)
-
-
 def _rescue_pending(store: Path) -> None:
     """Seals the pending blocks that a malformed log still gives, then puts the log aside."""
     blocks: dict[float, dict[bytes, Float32]] = {}
@@ -88,7 +80,7 @@ def _rescue_pending(store: Path) -> None:
         file = log_path(store).with_name(f"log.sqlite{suffix}")
         if file.exists():
             file.replace(file.with_name(f"log.sqlite.malformed{suffix}"))
-    _remove_side_files(store)
+    log_path(store).with_name("log.sqlite-shm").unlink(missing_ok=True)
     sync(store)
 
 
