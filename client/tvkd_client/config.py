@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 from trl import DPOConfig
@@ -91,11 +92,15 @@ class TVKDConfig(DPOConfig):
         needed = "store" if self.value_source == "store" else "teacher_url"
         if not getattr(self, needed):
             raise InvalidRequest(f"value_source {self.value_source} needs {needed}, which is not set")
+        if self.value_source == "store" and not Path(str(self.store)).is_dir():
+            raise InvalidRequest(f"store {self.store} is no folder; a server makes one with `tvkd serve --store`")
 
     def _check_dpo(self) -> None:
         others = [kind for kind in self.loss_type if kind not in ("sigmoid", "sft")]
         if others or "sigmoid" not in self.loss_type:
-            raise InvalidRequest(f"loss_type {self.loss_type} is not [sigmoid] or [sigmoid, sft]: shaping is defined there")
+            raise InvalidRequest(
+                f"loss_type {self.loss_type} is not [sigmoid] or [sigmoid, sft]: shaping is defined there"
+            )
         if self.f_divergence_type != "reverse_kl":
             raise InvalidRequest(
                 f"f_divergence_type {self.f_divergence_type} is not reverse_kl: shaping adds to the log-ratio itself"

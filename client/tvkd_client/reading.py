@@ -50,9 +50,7 @@ class Reading:
         return aggregate(psi_T, self.aggregate)
 
 
-def end_of_sequence(
-    completion: Sequence[int], eos: Collection[int], is_blank: Callable[[int], bool]
-) -> int | None:
+def end_of_sequence(completion: Sequence[int], eos: Collection[int], is_blank: Callable[[int], bool]) -> int | None:
     """Number of tokens up to and including the last EOS when only blank tokens follow it, else None.
 
     Chat templates end a turn with "<|im_end|>\\n": the newline is after the end, not part of the answer.

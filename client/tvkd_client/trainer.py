@@ -8,6 +8,7 @@ mean is left out there: what remains is no larger than the margin, and float32 h
 
 import time
 from concurrent.futures import Future
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tvkd_client import trl_private
 from tvkd_client.collator import SHAPING, ShapingCollator
 from tvkd_client.config import TVKDConfig
 from tvkd_client.preference_tokens import check_vocabulary
-from tvkd_client.source import ServerSource, StoreSource, ValueSource, grouped
+from tvkd_client.source import ServerSource, StoreSource, ValueSource
 from tvkd_shared.errors import InvalidRequest, TeacherMismatch
 from tvkd_shared.store import StoreReader
 from tvkd_shared.wire import TeacherInfo
@@ -69,8 +70,10 @@ class TVKDTrainer(DPOTrainer):
         if args.alpha != 0:
             _check_data(train_dataset, args)
             source = source or source_of(args)
-            if args.teacher_id is not None and source.teacher_id != args.teacher_id:
-                raise TeacherMismatch(f"values come from teacher {source.teacher_id}, not from {args.teacher_id}")
+            # Asked before a model is loaded: a server that is not there is known in a second.
+            answering = source.teacher_id
+            if args.teacher_id not in (None, answering):
+                raise TeacherMismatch(f"values come from teacher {answering}, not from {args.teacher_id}")
         super().__init__(model, ref_model, args, train_dataset=train_dataset, **dpo)
         if args.alpha != 0 and source is not None:
             if (teacher := _teacher_of(source)) is not None:
@@ -154,8 +157,7 @@ class TVKDTrainer(DPOTrainer):
             for start in range(0, len(rows), PAIRS_A_BARRIER):
                 if self.accelerator.is_main_process:
                     chunk = rows[start : start + PAIRS_A_BARRIER]
-                    items, _ = grouped(chunk["prompt_ids"] * 2, chunk["chosen_ids"] + chunk["rejected_ids"])
-                    source.client.fill(items, source.temperatures)
+                    source.fill(chunk["prompt_ids"] * 2, chunk["chosen_ids"] + chunk["rejected_ids"])
                 self.accelerator.wait_for_everyone()
 
 
@@ -176,7 +178,8 @@ def _teacher_of(source: ValueSource) -> TeacherInfo | None:
     if isinstance(source, ServerSource):
         return source.client.teacher()
     if isinstance(source, StoreSource):
-        return next(info for info in StoreReader(source.path).teachers() if info.id == source.teacher_id)
+        with closing(StoreReader(source.path)) as reader:
+            return TeacherInfo.model_validate(reader.teachers()[source.teacher_id])
     return None
 
 

@@ -19,6 +19,7 @@ class TeacherSource:
         self.directory = directory
         self.temperatures = temperatures
         self.asked = 0
+        self._kept: dict[tuple[tuple[int, ...], tuple[int, ...]], Scored] = {}
         self._model: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -27,7 +28,16 @@ class TeacherSource:
     def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Scored]:
         self._model = self._model or AutoModelForCausalLM.from_pretrained(self.directory)
         self.asked += len(prompts)
-        return [self._scored(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        return [
+            self._first(tuple(prompt), tuple(completion))
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+
+    def _first(self, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Scored:
+        """The first answer stays the answer, as a store's does: another thread count changes the last bit."""
+        if (prompt, completion) not in self._kept:
+            self._kept[prompt, completion] = self._scored(prompt, completion)
+        return self._kept[prompt, completion]
 
     @torch.no_grad()
     def _scored(self, prompt: Sequence[int], completion: Sequence[int]) -> Scored:

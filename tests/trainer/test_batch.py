@@ -38,7 +38,9 @@ class OneMissing(TeacherSource):
 def test_values_are_asked_for_whole_and_read_cut(make_trainer, source):
     whole, cut = (make_trainer(alpha=1.0, gamma=0.9, source=source, max_length=length) for length in (None, 10))
     examples = [cut.train_dataset[index] for index in range(len(cut.train_dataset))]
-    kept = [min(len(row[side]), 10 - len(row["prompt_ids"])) for side in ("chosen_ids", "rejected_ids") for row in examples]
+    kept = [
+        min(len(row[side]), 10 - len(row["prompt_ids"])) for side in ("chosen_ids", "rejected_ids") for row in examples
+    ]
     assert any(n < len(row["chosen_ids"]) for n, row in zip(kept, examples, strict=False))
     shaping = cut.data_collator(examples)[SHAPING].result()
     by_hand = whole.data_collator.shaping(
@@ -78,8 +80,8 @@ def test_a_collator_can_be_sent_to_a_spawned_worker(make_trainer, source):
 def test_reference_log_probs_are_computed_without_values(make_trainer, source):
     trainer = make_trainer(alpha=0.7, source=source, precompute_ref_log_probs=True)
     assert source.asked == 0
-    computed = train(trainer)
-    assert_same_run(computed, train(make_trainer(alpha=0.7, source=source)))
+    losses, _ = train(trainer)
+    assert losses == pytest.approx(train(make_trainer(alpha=0.7, source=source))[0], abs=1e-5)
 
 
 def test_a_data_set_given_to_evaluate_is_shaped(make_trainer, source):

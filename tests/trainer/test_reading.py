@@ -39,7 +39,7 @@ def test_discounted_sum_is_its_closed_form(record, gamma):
     H = record.entropies.astype(np.float64)
     closed = gamma * H[-1] - (1 - gamma) * H[1:-1].sum() - H[0]
     S = Reading(gamma=gamma, potential="entropy").of(record, kept=record.length, end=None)
-    assert S == pytest.approx(closed, abs=1e-9)
+    assert pytest.approx(closed, abs=1e-9) == S
 
 
 @given(records())
@@ -77,7 +77,7 @@ def test_states_after_the_end_are_absorbing(source):
     end = end_of_sequence(completion, {EOS}, is_blank)
     S = Reading(gamma=0.9, terminal="zero").of(record, kept=4, end=end)
     assert end == 3
-    assert S == pytest.approx((0.9 * V[1] - V[0]) + (0.9 * V[2] - V[1]) - V[2], abs=1e-9)
+    assert pytest.approx((0.9 * V[1] - V[0]) + (0.9 * V[2] - V[1]) - V[2], abs=1e-9) == S
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,146 @@
+"""`tvkd train --config x.yaml`: TRL's habit, flat YAML that flags override, for the TVKD trainer.
+
+Run it alone, or under `torchrun` or `accelerate launch` with `-m tvkd.cli train …`.
+"""
+
+import re
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from datasets import Dataset
+from trl import (
+    DatasetMixtureConfig,
+    ModelConfig,
+    ScriptArguments,
+    TrlParser,
+    get_dataset,
+    get_peft_config,
+    get_quantization_config,
+)
+
+from tvkd_client.config import TVKDConfig
+from tvkd_client.dataset import load_preferences
+from tvkd_client.trainer import TVKDTrainer
+from tvkd_shared.errors import InvalidRequest, TVKDError
+
+
+def main(argv: list[str]) -> int:
+    """Train as the file and flags say. Returns 0 done, 2 a user's mistake in one line, 1 a fault."""
+    # TRL 1.16 sets what transformers 5.23 renamed; nobody who reads the warning can act on it.
+    warnings.filterwarnings("ignore", r".*gradient_checkpointing.* is deprecated", FutureWarning)
+    try:
+        script, training, model, mixture = _parse(argv)
+        trainer = _build(script, training, model, mixture)
+    # TRL, transformers and datasets refuse settings and folders with these, and argparse with SystemExit for --help.
+    except (TVKDError, ValueError, TypeError, OSError, ImportError, yaml.YAMLError) as error:
+        return _refuse(error)
+    try:
+        _run(trainer, script)
+    except TVKDError as error:
+        return _refuse(error)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class _Parser(TrlParser):
+    """TrlParser that raises instead of printing a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidRequest(message)
+
+
+def _parse(argv: list[str]) -> tuple[ScriptArguments, TVKDConfig, ModelConfig, DatasetMixtureConfig]:
+    words = [word for flag in argv for word in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
+    if words[-1:] == ["--config"]:
+        raise InvalidRequest("--config needs the path of a YAML file")
+    parser = _Parser((ScriptArguments, TVKDConfig, ModelConfig, DatasetMixtureConfig), prog="tvkd train")
+    *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
+    if unknown:
+        named = ", ".join(word for word in unknown if word.startswith("--")) or " ".join(unknown)
+        raise InvalidRequest(f"unknown settings: {named}; `tvkd train --help` lists them all")
+    script, training, model, mixture = parsed
+    if not model.model_name_or_path:
+        raise InvalidRequest("model_name_or_path is not set: the student's folder or hub id")
+    if not Path(model.model_name_or_path).is_dir() and not _HUB_ID.fullmatch(model.model_name_or_path):
+        raise InvalidRequest(f"model_name_or_path {model.model_name_or_path} is no folder, and it is no hub id")
+    return script, training, model, mixture
+
+
+def _build(
+    script: ScriptArguments, training: TVKDConfig, model: ModelConfig, mixture: DatasetMixtureConfig
+) -> TVKDTrainer:
+    train, evaluation = _datasets(script, training, mixture)
+    training.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(training.model_init_kwargs or {}),
+    }
+    return TVKDTrainer(
+        model.model_name_or_path,
+        args=training,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+
+
+def _datasets(
+    script: ScriptArguments, training: TVKDConfig, mixture: DatasetMixtureConfig
+) -> tuple[Dataset, Dataset | None]:
+    wants_evaluation = training.eval_strategy != "no"
+    if script.dataset_streaming or mixture.streaming:
+        raise InvalidRequest("streaming is not served here; load the data set whole, or use TVKDTrainer in Python")
+    if mixture.datasets:
+        if script.dataset_name:
+            raise InvalidRequest("datasets and dataset_name are both set; keep one")
+        mixed = get_dataset(mixture)
+        if wants_evaluation and "test" not in mixed:
+            raise InvalidRequest("eval_strategy needs a test split of datasets; set test_split_size")
+        return mixed["train"], mixed["test"] if wants_evaluation else None
+    if not script.dataset_name:
+        raise InvalidRequest("dataset_name is not set: a JSONL or Parquet file, a folder or a hub id")
+    if script.dataset_config:
+        raise InvalidRequest("dataset_config is not served here; name the configuration under datasets instead")
+    # A data set saved as one split has no name for it, and "train" is TRL's default, not the user's word.
+    unnamed = (Path(script.dataset_name) / "state.json").exists() and script.dataset_train_split == "train"
+    return (
+        load_preferences(script.dataset_name, None if unnamed else script.dataset_train_split),
+        load_preferences(script.dataset_name, script.dataset_test_split) if wants_evaluation else None,
+    )
+
+
+def _run(trainer: TVKDTrainer, script: ScriptArguments) -> None:
+    args = trainer.args
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model(args.output_dir)
+    trainer.accelerator.print(f"tvkd train: model saved to {args.output_dir}")
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+    # DDP's reducer must go before the process group: as its last holder it would join gloo's threads under the GIL,
+    # which they may be waiting for.
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
+    trainer.end()
+
+
+def _refuse(error: Exception) -> int:
+    """One line on stderr, and 1 when it is the server's or the store's fault, else 2."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    print(f"tvkd train: {line}", file=sys.stderr)
+    fault: Any = isinstance(error, TVKDError) and error.status >= 500
+    return 1 if fault else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,57 @@
+"""A setting without a meaning is refused in one line that names it."""
+
+import pytest
+
+from tvkd_client import TVKDConfig, trl_private
+from tvkd_shared.errors import InvalidRequest
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("alpha", float("nan")),
+        ("alpha", "0.7"),
+        ("gamma", 1.5),
+        ("gamma", -0.1),
+        ("temperature", 0.0),
+        ("temperature", float("inf")),
+        ("potential", "value"),
+        ("terminal", "eos"),
+        ("aggregate", "median"),
+        ("value_source", "columns"),
+        ("value_concurrency", 0),
+        ("teacher_id", 12345),
+        ("beta", 0.0),
+        ("loss_type", ["ipo"]),
+        ("loss_type", ["sft"]),
+        ("f_divergence_type", "forward_kl"),
+        ("truncation_mode", "keep_end"),
+        ("ld_alpha", 0.5),
+        ("accelerator_config", {"dispatch_batches": True}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_setting_without_a_meaning_is_refused(tmp_path, name, setting):
+    with pytest.raises(InvalidRequest) as refused:
+        TVKDConfig(str(tmp_path), bf16=False, use_cpu=True, **{name: setting})
+    named = "dispatch_batches" if name == "accelerator_config" else name
+    assert str(refused.value).startswith(named) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("kind", "needed"), [("server", "teacher_url"), ("bulk", "teacher_url"), ("store", "store")])
+def test_a_source_needs_its_place(tmp_path, kind, needed):
+    with pytest.raises(InvalidRequest, match=f"{kind} needs {needed}"):
+        TVKDConfig(str(tmp_path), bf16=False, use_cpu=True, value_source=kind)
+
+
+def test_another_trl_is_refused(monkeypatch):
+    trl_private.check()
+    monkeypatch.setattr(trl_private.trl, "__version__", "1.17.0")
+    with pytest.raises(InvalidRequest, match=r"TRL 1\.17\.0 is installed"):
+        trl_private.check()
+
+
+def test_a_moved_method_of_trl_is_refused(monkeypatch):
+    monkeypatch.delattr(trl_private.DPOTrainer, "_precompute_ref_logps")
+    with pytest.raises(InvalidRequest, match="_precompute_ref_logps"):
+        trl_private.check()

@@ -1,0 +1,81 @@
+"""Server, bulk and store give the same run, to the bit."""
+
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from runs import assert_same_run, rows, train
+from transformers import AutoTokenizer
+
+from tvkd_client import ServerSource, TeacherClient
+from tvkd_shared.errors import InvalidRequest, NotCached, TeacherMismatch
+
+READING = {"alpha": 0.7, "gamma": 0.9, "temperature": 2.0, "terminal": "zero"}
+
+
+def sources(server) -> dict[str, dict]:
+    return {
+        "server": {"value_source": "server", "teacher_url": server.url},
+        "bulk": {"value_source": "bulk", "teacher_url": server.url},
+        "store": {"value_source": "store", "store": str(server.store_path)},
+    }
+
+
+def whole(trainer) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and completions of a trainer's rows."""
+    columns = trainer.train_dataset[:]
+    return columns["prompt_ids"] * 2, columns["chosen_ids"] + columns["rejected_ids"]
+
+
+def test_every_source_gives_the_same_losses_and_weights(make_trainer, server, source):
+    runs = [train(make_trainer(**READING, **settings)) for settings in sources(server).values()]
+    for run in runs[1:]:
+        assert_same_run(runs[0], run)
+    losses, _ = train(make_trainer(**READING, source=source))
+    assert losses == pytest.approx(runs[0][0], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["server", "store"])
+def test_dataloader_workers_change_nothing(make_trainer, server, kind):
+    settings = READING | sources(server)[kind] | {"max_steps": 2}
+    ServerSource(server.url, (1.0, 2.0)).fetch(*whole(make_trainer(alpha=0.0)))
+    here, there = (train(make_trainer(**settings, dataloader_num_workers=workers)) for workers in (0, 2))
+    assert_same_run(here, there)
+
+
+def test_bulk_leaves_nothing_to_compute(make_trainer, server):
+    data, held_out = (Dataset.from_list(rows(6, seed=seed)) for seed in (71, 72))
+    client = TeacherClient(server.url)
+    before = client.store().misses
+    trainer = make_trainer(**READING, **sources(server)["bulk"], train_dataset=data, eval_dataset=held_out)
+    filled = client.store().misses
+    train(trainer)
+    trainer.evaluate()
+    assert filled - before == 2 * (6 + 6)
+    assert client.store().misses == filled
+
+
+def test_what_a_store_lacks_stops_the_run(make_trainer, server):
+    ServerSource(server.url).fetch([[10]], [[11, 2]])
+    trainer = make_trainer(**READING, **sources(server)["store"], train_dataset=Dataset.from_list(rows(4, seed=73)))
+    with pytest.raises(NotCached, match="not in store"):
+        trainer.train()
+
+
+def test_a_server_s_other_teacher_is_refused(make_trainer, server):
+    with pytest.raises(TeacherMismatch):
+        make_trainer(**READING, **sources(server)["server"], teacher_id="0" * 32)
+
+
+@pytest.mark.parametrize("kind", ["server", "store"])
+def test_a_student_of_another_vocabulary_is_refused(make_trainer, server, student, kind, tmp_path):
+    other = Path(tmp_path) / "student"
+    other.mkdir()
+    for file in student.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(other)
+    ServerSource(server.url).fetch([[10]], [[11, 2]])
+    with pytest.raises(InvalidRequest, match="another vocabulary"):
+        make_trainer(model=other, **READING, **sources(server)[kind])
