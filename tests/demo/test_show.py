@@ -1,0 +1,94 @@
+"""`tvkd show`: the picture says what the store holds, in colour and without."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.color import Color
+
+from tvkd_client.show import luminance, main, shade
+
+
+@pytest.fixture
+def arguments(small_store):
+    return ["--dataset", small_store.dataset, "--store", small_store.path, "--tokenizer", small_store.tokenizer]
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def test_every_token_stands_over_its_shaping(arguments, capsys):
+    assert run(*arguments) == 0
+    words, numbers, *_ = (line.split() for line in capsys.readouterr().out.partition("chosen\n")[2].splitlines())
+    assert words == ["w8", "w9", "<eos>"]
+    assert numbers == ["+2.00", "-1.00", "+0.50"]
+
+
+def test_sums_lengths_and_margin_are_shown(arguments, capsys):
+    run(*arguments)
+    table = capsys.readouterr().out.splitlines()[-3:]
+    assert table[0].split() == ["chosen", "+1.500", "3", "+0.500"]
+    assert table[1].split() == ["rejected", "-1.000", "2", "-0.500"]
+    assert table[2].split() == ["margin", "+2.500", "+1", "+1.000"]
+
+
+def test_the_terminal_reading_is_applied_after_the_end_of_sequence(arguments, capsys):
+    run(*arguments, "--terminal", "zero", "--gamma", "0.5")
+    numbers = capsys.readouterr().out.partition("chosen\n")[2].splitlines()[1].split()
+    assert numbers == ["+0.50", "-2.00", "-2.00"]
+
+
+def test_files_hold_the_same_picture_and_ask_the_network_for_nothing(arguments, tmp_path, capsys):
+    html, svg = tmp_path / "pair.html", tmp_path / "pair.svg"
+    assert run(*arguments, "--html", html, "--svg", svg) == 0
+    for file in (html, svg):
+        text = file.read_text()
+        assert all(number in text for number in ("+2.00", "-1.00", "+2.500"))
+        assert not re.search(r"(src|href|url)\s*[=(]\s*['\"]?\s*http", text)
+
+
+@pytest.mark.parametrize("share", np.linspace(-1, 1, 41))
+def test_text_on_every_shade_has_the_contrast_that_wcag_asks_for(share):
+    style = shade(share)
+    background, foreground = (luminance(*color.get_truecolor()) for color in (style.bgcolor, style.color))
+    lighter, darker = max(background, foreground), min(background, foreground)
+    assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+
+
+def test_zero_is_the_lightest_shade_and_signs_have_their_own_colours():
+    def rgb(share: float) -> tuple[int, int, int]:
+        color = shade(share).bgcolor
+        assert isinstance(color, Color)
+        return tuple(color.get_truecolor())
+
+    assert luminance(*rgb(0)) > max(luminance(*rgb(-0.2)), luminance(*rgb(0.2)))
+    assert rgb(1)[2] > rgb(1)[0]  # blue above zero
+    assert rgb(-1)[0] > rgb(-1)[2]  # red below
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--row", "7"], "--row 7"),
+        (["--gamma", "2"], "--gamma"),
+        (["--potential", "wrong"], "--potential"),
+        (["--server", "http://127.0.0.1:1"], "--server or --store"),
+        (["--teacher-id", "f" * 32], "f" * 32),
+        (["--temperature", "2"], "temperatures 1.0, 2.0"),
+    ],
+)
+def test_a_mistake_is_one_line_and_names_what_was_wrong(arguments, extra, said, capsys):
+    assert run(*arguments, *extra) in (1, 2)
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.err.count("\n") == 1 and not printed.out
+
+
+def test_help_is_there():
+    shown = subprocess.run(
+        [sys.executable, "-m", "tvkd.cli", "show", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--svg" in shown.stdout
