@@ -90,7 +90,10 @@ def test_a_failed_micro_batch_fails_its_own_calls_in_one_line_and_the_teacher_go
     assert ask(llama, (PROMPT, [COMPLETION], [1.0]))
 
 
-def test_a_cancelled_call_leaves_its_neighbours_alone(llama):
+def test_a_cancelled_call_is_not_read_and_leaves_its_neighbours_alone(llama):
+    rows = []
+    on_each_read(llama, lambda shape: rows.append(shape[0]))
+
     async def cancel_one():
         calls = [asyncio.create_task(llama.score(tokens(6, k), [COMPLETION], [1.0])) for k in range(3)]
         await asyncio.sleep(0)
@@ -100,6 +103,7 @@ def test_a_cancelled_call_leaves_its_neighbours_alone(llama):
     first, cancelled, last = asyncio.run(cancel_one())
     assert isinstance(cancelled, asyncio.CancelledError)
     assert first[0].length == last[0].length == len(COMPLETION)
+    assert rows == [2, 2]  # what nobody waits for is not read
     assert ask(llama, (PROMPT, [COMPLETION], [1.0]))
 
 

@@ -57,7 +57,7 @@ class TransformersTeacher:
         dtype: str = "auto",
         device: str = "auto",
         max_batch_tokens: int = 4096,
-        head_chunk: int = 512,
+        head_chunk: int = 256,
         attention: str | None = None,
     ) -> "TransformersTeacher":
         """Load a checkpoint directory, or a hub id. Blocking: call it in a thread.
