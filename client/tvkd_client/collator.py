@@ -31,6 +31,7 @@ class ShapingCollator:
         unshaped: Callable[[list[dict[str, Any]]], dict[str, Any]],
         source: ValueSource,
         reading: Reading,
+        *,
         tokenizer: PreTrainedTokenizerBase,
         eos: frozenset[int],
         concurrency: int,
@@ -85,7 +86,7 @@ class ShapingCollator:
 
     def _is_blank(self, token: int) -> bool:
         if token not in self._blank:
-            self._blank[token] = not self._tokenizer.decode([token]).strip()
+            self._blank[token] = not str(self._tokenizer.decode([token])).strip()
         return self._blank[token]
 
     def _threads(self) -> ThreadPoolExecutor:

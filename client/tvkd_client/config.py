@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from trl import DPOConfig
+from trl.trainer.dpo_config import DPOConfig
 
 from tvkd_client.reading import Reading
 from tvkd_shared.errors import InvalidRequest
@@ -60,7 +60,7 @@ class TVKDConfig(DPOConfig):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self._check_reading()
         self._check_source()
         self._check_dpo()
@@ -113,7 +113,7 @@ class TVKDConfig(DPOConfig):
             )
         if self.ld_alpha is not None:
             raise InvalidRequest(f"ld_alpha {self.ld_alpha} weighs log-probs by position, and shaping has no such form")
-        if self.accelerator_config.dispatch_batches:
+        if getattr(self.accelerator_config, "dispatch_batches", None):
             raise InvalidRequest(
                 "dispatch_batches true tears pairs apart: it sends the chosen and the rejected half to different"
                 " processes; leave it false"

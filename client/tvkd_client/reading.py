@@ -1,4 +1,4 @@
-"""How a completion's record is read as one number, its aggregated shaping. NumPy only; the maths is `tvkd_shared.shaping`.
+"""How a completion's record is read as one number. The maths is `tvkd_shared.shaping`; NumPy only.
 
 The teacher's values do not depend on the student, so in the loss a completion is one number, S.
 """

@@ -12,15 +12,9 @@ from typing import Any, NoReturn
 
 import yaml
 from datasets import Dataset
-from trl import (
-    DatasetMixtureConfig,
-    ModelConfig,
-    ScriptArguments,
-    TrlParser,
-    get_dataset,
-    get_peft_config,
-    get_quantization_config,
-)
+from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, TrlParser, get_dataset
+from trl.trainer.model_config import ModelConfig
+from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from tvkd_client.config import TVKDConfig
 from tvkd_client.dataset import load_preferences
@@ -62,7 +56,8 @@ def _parse(argv: list[str]) -> tuple[ScriptArguments, TVKDConfig, ModelConfig, D
     words = [word for flag in argv for word in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
     if words[-1:] == ["--config"]:
         raise InvalidRequest("--config needs the path of a YAML file")
-    parser = _Parser((ScriptArguments, TVKDConfig, ModelConfig, DatasetMixtureConfig), prog="tvkd train")
+    settings: Any = (ScriptArguments, TVKDConfig, ModelConfig, DatasetMixtureConfig)
+    parser = _Parser(settings, prog="tvkd train")
     *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
     if unknown:
         named = ", ".join(word for word in unknown if word.startswith("--")) or " ".join(unknown)
@@ -79,11 +74,12 @@ def _build(
     script: ScriptArguments, training: TVKDConfig, model: ModelConfig, mixture: DatasetMixtureConfig
 ) -> TVKDTrainer:
     train, evaluation = _datasets(script, training, mixture)
+    own: Any = training.model_init_kwargs or {}
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
-        **(training.model_init_kwargs or {}),
+        **own,
     }
     return TVKDTrainer(
         model.model_name_or_path,
@@ -120,7 +116,7 @@ def _datasets(
     )
 
 
-def _run(trainer: TVKDTrainer, script: ScriptArguments) -> None:
+def _run(trainer: Any, script: ScriptArguments) -> None:
     args = trainer.args
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)

@@ -7,6 +7,7 @@ mean is left out there: what remains is no larger than the margin, and float32 h
 """
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from tvkd_client import trl_private
 from tvkd_client.collator import SHAPING, ShapingCollator
@@ -74,6 +75,7 @@ class TVKDTrainer(DPOTrainer):
             answering = source.teacher_id
             if args.teacher_id not in (None, answering):
                 raise TeacherMismatch(f"values come from teacher {answering}, not from {args.teacher_id}")
+        self.alpha = args.alpha
         super().__init__(model, ref_model, args, train_dataset=train_dataset, **dpo)
         if args.alpha != 0 and source is not None:
             if (teacher := _teacher_of(source)) is not None:
@@ -81,22 +83,29 @@ class TVKDTrainer(DPOTrainer):
             if args.value_source == "bulk":
                 self._fill(source)
             self.data_collator = ShapingCollator(
-                self.data_collator, source, args.reading, self._tokenizer, self._eos(), args.value_concurrency
+                self.data_collator,
+                source,
+                args.reading,
+                tokenizer=self._tokenizer,
+                eos=self._eos(),
+                concurrency=args.value_concurrency,
             )
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        dpo_loss: Callable[..., Any] = super().compute_loss
         if SHAPING not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return dpo_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
         shaping, waited = _resolved(inputs.pop(SHAPING))
         if self.precompute_ref_logps:
             references = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         else:
-            references = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+            reference_log_probs: Callable[..., Any] = self.compute_ref_log_probs
+            references = reference_log_probs(self.ref_model or self.model, inputs)
 
-        reward_B2 = self.args.alpha * np.stack(np.split(shaping, 2), 1)
+        reward_B2 = self.alpha * np.stack(np.split(shaping, 2), 1)
         shift_B2 = (reward_B2 - reward_B2.mean(1, keepdims=True)) / self.beta
         inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = (
             reference - torch.from_numpy(shift).to(reference)
@@ -104,7 +113,7 @@ class TVKDTrainer(DPOTrainer):
         )
         policy = trl_private.Recorded(model)
         with trl_private.reference_from_batch(self):
-            loss = super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
+            loss = dpo_loss(policy, inputs, return_outputs, num_items_in_batch)
         dpo = [self.beta * (p - r) for p, r in zip(policy.logps(inputs["completion_mask"]), references, strict=True)]
         self._log_shaping(reward_B2, torch.stack(dpo, 1), waited)
         return loss
@@ -144,7 +153,8 @@ class TVKDTrainer(DPOTrainer):
         """TRL reports each trainer to the hub; nobody asked for that here."""
 
     def _eos(self) -> frozenset[int]:
-        declared = self.model.generation_config.eos_token_id
+        model: Any = self.model
+        declared = model.generation_config.eos_token_id
         several = declared if isinstance(declared, list) else [declared]
         return frozenset(token for token in [*several, self._tokenizer.eos_token_id] if token is not None)
 
@@ -153,7 +163,8 @@ class TVKDTrainer(DPOTrainer):
         if not isinstance(source, ServerSource):
             raise InvalidRequest(f"value_source bulk fills a server's store, and {type(source).__name__} is no server")
         evaluation = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
-        for rows in [self.train_dataset, *(dataset for dataset in evaluation.values() if dataset is not None)]:
+        datasets: list[Any] = [self.train_dataset, *evaluation.values()]
+        for rows in [dataset for dataset in datasets if dataset is not None]:
             for start in range(0, len(rows), PAIRS_A_BARRIER):
                 if self.accelerator.is_main_process:
                     chunk = rows[start : start + PAIRS_A_BARRIER]

@@ -11,7 +11,7 @@ from typing import Any
 
 import trl
 from packaging.specifiers import SpecifierSet
-from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from tvkd_shared.errors import InvalidRequest
 
@@ -56,7 +56,8 @@ class Recorded:
         """log π_θ(chosen), log π_θ(rejected): two tensors of shape [B], detached, from a mask of shape [2B, L]."""
         # A prompt-learning adapter puts virtual tokens in front; the last L − 1 columns are the real ones.
         log_probs = self._output.log_probs[:, -(completion_mask.size(1) - 1) :].detach()
-        return log_probs.sum(1).chunk(2)
+        chosen, rejected = log_probs.sum(1).chunk(2)
+        return chosen, rejected
 
 
 @contextmanager
@@ -72,5 +73,6 @@ def reference_from_batch(trainer: DPOTrainer) -> Iterator[None]:
 
 def metrics(trainer: DPOTrainer) -> dict[str, list[float]]:
     """TRL's list of numbers a metric since the last log, of the mode the model is in."""
-    chosen: dict[str, list[float]] = trainer._metrics["train" if trainer.model.training else "eval"]
-    return chosen
+    model: Any = trainer.model
+    of_mode: dict[str, list[float]] = trainer._metrics["train" if model.training else "eval"]
+    return of_mode

@@ -30,7 +30,7 @@ def student(tiny_teacher, tmp_path_factory) -> Path:
             bos_token_id=1,
             eos_token_id=2,
             pad_token_id=3,
-        )  # fmt: skip
+        )
     ).save_pretrained(directory)
     AutoTokenizer.from_pretrained(tiny_teacher).save_pretrained(directory)
     return directory

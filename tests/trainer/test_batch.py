@@ -109,6 +109,14 @@ def test_values_that_do_not_fit_stop_the_run(make_trainer, tiny_teacher, kind, m
         trainer.train()
 
 
+def test_nothing_is_reported_to_the_hub(make_trainer, monkeypatch):
+    reported = []
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **what: reported.append(what))
+    make_trainer(alpha=0.0)
+    assert reported == []
+
+
 def test_another_teacher_is_refused(make_trainer, source):
     with pytest.raises(TeacherMismatch, match="the-tiny-teacher"):
         make_trainer(alpha=0.7, source=source, teacher_id="another")
