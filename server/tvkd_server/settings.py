@@ -35,7 +35,7 @@ class ServeSettings(BaseSettings):
         4096, description="padded tokens in one pass of the teacher: raise it until the device's memory is used"
     )
     head_chunk: PositiveInt = Field(
-        512, description="states whose logits exist at once: head_chunk × vocabulary × 4 bytes of memory"
+        256, description="states whose logits exist at once: head_chunk × vocabulary × 4 bytes, about three times over"
     )
     max_queued_tokens: PositiveInt = Field(
         1_000_000, description="tokens admitted and not yet computed; beyond, requests get 429 and a time to retry"
