@@ -55,6 +55,10 @@ class TVKDConfig(DPOConfig):
     store: str | None = field(
         default=None, metadata={"help": "Folder of a value store, for value_source store; no server is asked."}
     )
+    other_vocabulary: bool = field(
+        default=False,
+        metadata={"help": "Take a student whose vocabulary differs from the teacher's in tokens the data never use."},
+    )
     value_concurrency: int = field(
         default=4, metadata={"help": "Micro-batches whose values may be under way at once, in each process."}
     )

@@ -78,7 +78,7 @@ class TVKDTrainer(DPOTrainer):
         self.alpha = args.alpha
         super().__init__(model, ref_model, args, train_dataset=train_dataset, **dpo)
         if args.alpha != 0 and source is not None:
-            if (teacher := _teacher_of(source)) is not None:
+            if not args.other_vocabulary and (teacher := _teacher_of(source)) is not None:
                 check_vocabulary(self._tokenizer, teacher)
             if args.value_source == "bulk":
                 self._fill(source)

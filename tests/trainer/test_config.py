@@ -1,8 +1,11 @@
 """A setting without a meaning is refused in one line that names it."""
 
+from pathlib import Path
+
 import pytest
 
 from tvkd_client import TVKDConfig, trl_private
+from tvkd_client.train import _parse
 from tvkd_shared.errors import InvalidRequest
 
 
@@ -55,3 +58,11 @@ def test_a_moved_method_of_trl_is_refused(monkeypatch):
     monkeypatch.delattr(trl_private.DPOTrainer, "_precompute_ref_logps")
     with pytest.raises(InvalidRequest, match="_precompute_ref_logps"):
         trl_private.check()
+
+
+def test_the_example_s_settings_are_all_known(monkeypatch, tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "tvkd.yaml"
+    (tmp_path / "student").mkdir()
+    monkeypatch.chdir(tmp_path)
+    _, training, _, _ = _parse(["--config", str(example), "--bf16", "false", "--use_cpu"])
+    assert (training.alpha, training.gamma, training.value_source) == (0.7, 1.0, "server")

@@ -68,7 +68,7 @@ def test_a_server_s_other_teacher_is_refused(make_trainer, server):
 
 
 @pytest.mark.parametrize("kind", ["server", "store"])
-def test_a_student_of_another_vocabulary_is_refused(make_trainer, server, student, kind, tmp_path):
+def test_a_student_of_another_vocabulary_is_refused_unless_allowed(make_trainer, server, student, kind, tmp_path):
     other = Path(tmp_path) / "student"
     other.mkdir()
     for file in student.iterdir():
@@ -79,3 +79,4 @@ def test_a_student_of_another_vocabulary_is_refused(make_trainer, server, studen
     ServerSource(server.url).fetch([[10]], [[11, 2]])
     with pytest.raises(InvalidRequest, match="another vocabulary"):
         make_trainer(model=other, **READING, **sources(server)[kind])
+    make_trainer(model=other, **READING, **sources(server)[kind], other_vocabulary=True)
