@@ -88,8 +88,9 @@ def test_a_data_set_given_to_evaluate_is_shaped(make_trainer, source):
     held_out = Dataset.from_list(rows(4, seed=9))
     for precompute in (False, True):
         trainer = make_trainer(alpha=0.7, source=source, precompute_ref_log_probs=precompute)
-        metrics = trainer.evaluate(held_out)
-        assert metrics["eval_loss"] != pytest.approx(np.log(2), abs=1e-3)
+        before = source.asked
+        assert trainer.evaluate(held_out)["eval_loss"] != pytest.approx(np.log(2), abs=1e-3)
+        assert source.asked - before == 2 * len(held_out)
 
 
 def test_a_streamed_data_set_trains_as_a_stored_one(make_trainer, pairs, source):

@@ -83,11 +83,9 @@ def test_loss_and_gradient_are_the_definition(make_trainer, student, source, alp
 def test_a_large_common_part_of_both_shapings_costs_no_precision(make_trainer, source):
     trainer = make_trainer(alpha=1.0, beta=0.01, source=source)
     rows = [trainer.train_dataset[index] for index in range(2)]
-    shaping = trainer.data_collator.shaping
     batch = trainer.data_collator(rows)
-    near = {**batch, "shaping": np.array([2.0, 1.0, 1.5, 1.5])}
-    far = {**batch, "shaping": near["shaping"] + 100_000.0}
-    assert callable(shaping)
+    near = {**batch, "shaping": np.array([2.0, 1.0, 1.5371, 1.5123])}
+    far = {**batch, "shaping": near["shaping"] + 123_456.789}
     losses = [trainer.compute_loss(trainer.model, one).item() for one in (near, far)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
@@ -95,6 +93,9 @@ def test_a_large_common_part_of_both_shapings_costs_no_precision(make_trainer, s
 def test_rewards_are_logged_with_and_without_shaping(make_trainer, source):
     trainer = make_trainer(alpha=0.7, gamma=0.9, source=source)
     trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["rewards/chosen"] == pytest.approx(first["shaping/chosen"], abs=1e-5) != 0
+    assert first["rewards/rejected"] == pytest.approx(first["shaping/rejected"], abs=1e-5) != 0
     for log in trainer.state.log_history[:-1]:
         assert log["rewards/margins"] == pytest.approx(log["rewards/dpo_margins"] + log["shaping/margin"], abs=1e-4)
         shown = log["rewards/chosen"] - log["shaping/chosen"] - log["rewards/rejected"] + log["shaping/rejected"]
