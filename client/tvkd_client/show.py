@@ -29,7 +29,7 @@ from tvkd_shared.shaping import Potential, Terminal, potential, shaping
 from tvkd_shared.value import Float64
 
 FILE_COLUMNS = 96
-"""Width of a picture in characters: what a README shows without shrinking it."""
+"""Largest width of a picture in characters: what a README shows without shrinking it."""
 
 # Red below zero, blue above, near-white at zero: told apart with any colour vision (ColorBrewer's RdBu).
 _SCALE = [
@@ -102,7 +102,7 @@ def show(settings: ShowSettings) -> int:
     Console().print(picture)
     if settings.html or settings.svg:
         paper = Console(
-            record=True, width=FILE_COLUMNS, color_system="truecolor", force_terminal=True, file=io.StringIO()
+            record=True, width=_width(picture), color_system="truecolor", force_terminal=True, file=io.StringIO()
         )
         paper.print(picture)
         for path, text in ((settings.html, _html), (settings.svg, _svg)):
@@ -204,6 +204,12 @@ def _sums(chosen: Shaped, rejected: Shaped) -> Table:
 
 def _visible(token: str) -> str:
     return token.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")
+
+
+def _width(picture: RenderableType) -> int:
+    """Columns that the picture fills, at most FILE_COLUMNS."""
+    lines = Console(width=FILE_COLUMNS).render_lines(picture, pad=False)
+    return max(sum(segment.cell_length for segment in line) for line in lines)
 
 
 def _html(paper: Console) -> str:

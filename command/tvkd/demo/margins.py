@@ -10,9 +10,9 @@ from tvkd_shared.scored import Scored
 from tvkd_shared.value import Float64, log_prob
 
 READINGS = {
-    "soft value, γ 1, sum (the paper's formula)": Reading(),
+    "soft value, γ 1, sum: the paper": Reading(),
     "soft value, γ 0.9, sum": Reading(gamma=0.9),
-    "soft value, γ 1, sum, last decision": Reading(terminal="last-decision"),
+    "soft value, γ 1, last decision": Reading(terminal="last-decision"),
     "entropy, γ 0.9, sum": Reading(gamma=0.9, potential="entropy"),
     "entropy, γ 0, mean": Reading(gamma=0.0, potential="entropy", aggregate="mean"),
 }

@@ -78,8 +78,8 @@ def _bytes(summary: Summary) -> Table:
     title = f"{summary.sequences:,} sequences, {summary.tokens:,} tokens in the store"
     table = _table(title, "Kept for each token", "bytes", "against the store")
     rows = {
-        "tvkd store, sealed: value, action logit, entropy, key": summary.bytes_sealed,
-        "tvkd store while still in its log": summary.bytes_in_log,
+        "tvkd store, sealed": summary.bytes_sealed,
+        "tvkd store, still in its log": summary.bytes_in_log,
         "top-50 JSON lines": summary.bytes_alternatives["top_50_json_lines"],
         "full logits, bfloat16": summary.bytes_alternatives["full_bf16_logits"],
     }

@@ -69,7 +69,7 @@ def run(settings: DemoSettings) -> int:
     with clock.stage("margins and logit bytes"):
         records = _records(source, tokens)
         judgements = {name: judge(shaping_margins(records, one), records) for name, one in READINGS.items()}
-        judgements["the teacher's own log-prob, sum"] = judge(log_prob_margins(records), records)
+        judgements["the teacher's own log-prob"] = judge(log_prob_margins(records), records)
         sample = tokens.select(range(min(_SAMPLE, len(tokens))))
         alternatives = logit_bytes(teacher, sample["prompt_ids"][:], sample["chosen_ids"][:])
 
