@@ -91,10 +91,18 @@ def tiny_teacher(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=WORDS, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, max_position_embeddings=256, initializer_range=0.3,
-            bos_token_id=1, eos_token_id=2, pad_token_id=3,
-        )  # fmt: skip
+            vocab_size=WORDS,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=256,
+            initializer_range=0.3,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=3,
+        )
     )
     model.save_pretrained(directory)
     special = ["<unk>", "<bos>", "<eos>", "<pad>", "<user>", "<assistant>", "<system>", "\n"]

@@ -7,8 +7,9 @@ import sys
 
 import httpx
 import pytest
-from conftest import start_server
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from conftest import start_server
 
 WATCH = """
 import os, sys
@@ -69,7 +70,7 @@ def test_prefetching_and_training_on_local_directories_call_the_named_server_onl
             num_hidden_layers=1,
             num_attention_heads=2,
             num_key_value_heads=1,
-        )  # fmt: skip
+        )
     ).save_pretrained(student)
     for file in tiny_teacher.glob("*token*"):
         (student / file.name).write_bytes(file.read_bytes())

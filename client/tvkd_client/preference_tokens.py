@@ -5,6 +5,7 @@ The preparation is private to TRL: its version and its arguments are checked, an
 
 import inspect
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from tvkd_client.trl_private import SUPPORTED
@@ -24,6 +25,15 @@ from tvkd_shared.wire import TeacherInfo
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 _PARAMETERS = ["self", "dataset", "processing_class", "args", "dataset_name"]
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory, without the network, or of a hub id. Raises InvalidRequest when there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir())
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InvalidRequest(f"tokenizer {name} cannot be read: {reason}") from error
 
 
 def tokenize_preferences(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import datasets
@@ -17,13 +16,18 @@ from pydantic import Field, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tvkd_client.batches import in_order, split
 from tvkd_client.dataset import load_preferences
 from tvkd_client.http import TeacherClient
-from tvkd_client.preference_tokens import TOKEN_COLUMNS, check_vocabulary, measure, tokenize_preferences
-from tvkd_shared.errors import InvalidRequest, SequenceTooLong, TokenOutOfRange
+from tvkd_client.preference_tokens import (
+    TOKEN_COLUMNS,
+    check_vocabulary,
+    load_tokenizer,
+    measure,
+    tokenize_preferences,
+)
+from tvkd_shared.errors import SequenceTooLong, TokenOutOfRange
 from tvkd_shared.settings import exit_code, from_command_line
 from tvkd_shared.wire import TeacherInfo, TokenItem
 
@@ -78,7 +82,7 @@ def prefetch(settings: PrefetchSettings) -> int:
         teacher_id=settings.teacher_id,
     )
     teacher = client.teacher()
-    tokenizer = _load_tokenizer(settings.tokenizer)
+    tokenizer = load_tokenizer(settings.tokenizer)
     if teacher.tokenizer_digest is None:
         _say("the teacher was saved without a tokenizer: whether the vocabularies agree was not checked")
     elif not settings.other_vocabulary:
@@ -86,14 +90,6 @@ def prefetch(settings: PrefetchSettings) -> int:
     pairs = tokenize_preferences(load_preferences(settings.dataset, settings.split), tokenizer)
     pairs = _fitting(pairs, teacher, skip_too_long=settings.skip_too_long)
     return _send(client, pairs, settings.temperatures, settings.in_flight)
-
-
-def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir())
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InvalidRequest(f"tokenizer {name} cannot be read: {reason}") from error
 
 
 def _fitting(pairs: datasets.Dataset, teacher: TeacherInfo, *, skip_too_long: bool) -> datasets.Dataset:

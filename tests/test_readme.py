@@ -1,0 +1,38 @@
+"""README's request is answered as README says, by the real teacher."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from conftest import start_server
+from tvkd.demo.teacher import teacher_directory
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def same(written, real):
+    """Equal, numbers within 1e-3; digests alike in form only, since they name one conversion of the weights."""
+    if isinstance(written, dict):
+        return written.keys() == real.keys() and all(same(written[name], real[name]) for name in written)
+    if isinstance(written, list):
+        return len(written) == len(real) and all(map(same, written, real))
+    if isinstance(written, float):
+        return written == pytest.approx(real, abs=1e-3)
+    if isinstance(written, str):
+        return len(written) == len(real)
+    return written == real
+
+
+@pytest.mark.real
+def test_the_request_in_readme_is_answered_as_it_says(tmp_path):
+    block = re.search(r"<!-- curl -->(.*)<!-- /curl -->", README, re.DOTALL)[1]
+    command, answer = re.findall(r"(curl .*?)\n\n(.*)", block, re.DOTALL)[0]
+    server = start_server(teacher_directory(), tmp_path / "values")
+    done = subprocess.run(
+        ["bash", "-c", command.replace("http://127.0.0.1:8077", server.url)], capture_output=True, text=True
+    )
+    server.kill()
+    assert same(json.loads(answer), json.loads(done.stdout)), done.stdout
