@@ -9,7 +9,7 @@ import httpx
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from conftest import start_server
+from running_server import start_server
 
 WATCH = """
 import os, sys

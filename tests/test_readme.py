@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import start_server
+from running_server import start_server
 from tvkd.demo.teacher import teacher_directory
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

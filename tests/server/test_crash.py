@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from conftest import start_server
+from running_server import start_server
 from tvkd_shared.store import StoreReader
 
 KILLS, CLIENTS = 30, 4

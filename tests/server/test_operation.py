@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from conftest import start_server
+from running_server import start_server
 
 ITEM = {"prompt_token_ids": [9], "completions": [[10, 11, 12]]}
 
