@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from known_records import scored
 
-from tvkd.demo.margins import judge, log_prob_margins, shaping_margins
+from tvkd.demo.margins import judge, log_prob_margins, shaping_margins, shaping_weight
 from tvkd_client.reading import Reading
+from tvkd_shared.errors import InvalidRequest
 
 RECORDS = [
     (scored([0, 3.0]), scored([0, 1.0])),
@@ -35,3 +36,22 @@ def test_no_correlation_is_claimed_where_lengths_do_not_differ():
 def test_the_teachers_log_prob_sums_action_logits_less_values():
     # log π = 0 − V(s_0) − V(s_1) for the second pair's chosen completion, 0 − V(s_0) for its rejected one
     assert log_prob_margins(RECORDS).tolist() == [0.0, -1.0, 0.0]
+
+
+def test_shaping_is_weighed_by_the_spread_of_its_margin():
+    assert shaping_weight(RECORDS, Reading()) == pytest.approx(1 / np.std([2.0, -2.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("reading", "flags"),
+    [
+        (Reading(terminal="zero"), "--terminal zero --gamma 1 --aggregate sum"),
+        (Reading(potential="renyi"), "--potential renyi --temperature 1"),
+        (Reading(potential="entropy"), "--pairs"),
+    ],
+)
+def test_a_margin_that_is_the_same_for_every_pair_is_refused_and_its_flags_are_named(reading, flags):
+    # As from two micro-batches of the teacher: s_0 differs in its last bits.
+    records = [(scored([7.000001, 3.0]), scored([7.0, 1.0])), *RECORDS]
+    with pytest.raises(InvalidRequest, match=flags):
+        shaping_weight(records, reading)

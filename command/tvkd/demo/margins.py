@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvkd_client.reading import Reading
+from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.scored import Scored
 from tvkd_shared.value import Float64, log_prob
 
@@ -30,6 +31,8 @@ class Judgement:
     deviation: float
 
 
+_ROUNDING = 1e-4  # nats; values are float32, and one state's differ so little between two micro-batches
+
 Records = Sequence[tuple[Scored, Scored]]
 """Of each pair the records of chosen and rejected."""
 
@@ -37,6 +40,26 @@ Records = Sequence[tuple[Scored, Scored]]
 def shaping_margins(records: Records, reading: Reading) -> Float64:
     """S(chosen) − S(rejected) of each pair, float64 [N]; every completion ends with the end-of-sequence token."""
     return _margins(records, lambda record: reading.of(record, kept=record.length, end=record.length))
+
+
+def shaping_weight(records: Records, reading: Reading) -> float:
+    """α = 1 / (standard deviation of the shaping margin): shaping then neither vanishes nor drowns the label.
+
+    Raises InvalidRequest when the margin is the same for every pair, up to rounding, and names the flags that make it so.
+    """
+    deviation = float(shaping_margins(records, reading).std())
+    if deviation > _ROUNDING:
+        return 1 / deviation
+    if reading.potential == "renyi" and reading.temperature == 1:
+        reason = "--potential renyi --temperature 1 is 0 in every state; take another temperature or potential"
+    elif (reading.terminal, reading.gamma, reading.aggregate) == ("zero", 1, "sum"):
+        reason = (
+            "--terminal zero --gamma 1 --aggregate sum leaves the potential of the prompt, which chosen and rejected "
+            "share; change one of the three"
+        )
+    else:
+        reason = "take more --pairs or --steps, or another reading"
+    raise InvalidRequest(f"the shaping margin is the same for all {len(records)} training pairs: {reason}")
 
 
 def log_prob_margins(records: Records) -> Float64:

@@ -11,12 +11,12 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from tvkd.demo.control import ShuffledSource, choose
-from tvkd.demo.demo import DemoSettings
 from tvkd.demo.logit_bytes import logit_bytes
-from tvkd.demo.margins import READINGS, Records, judge, log_prob_margins, shaping_margins
+from tvkd.demo.margins import READINGS, Records, judge, log_prob_margins, shaping_margins, shaping_weight
 from tvkd.demo.pairs import pairs_file
 from tvkd.demo.report import Fill, Summary, show
 from tvkd.demo.server import Server, running_server
+from tvkd.demo.settings import DemoSettings
 from tvkd.demo.student import load, student_directory
 from tvkd.demo.teacher import teacher_directory
 from tvkd.demo.training import BATCH, HeldOut, align, held_out, pair_log_probs
@@ -70,15 +70,15 @@ def run(settings: DemoSettings) -> int:
         records = _records(source, tokens)
         judgements = {name: judge(shaping_margins(records, one), records) for name, one in READINGS.items()}
         judgements["the teacher's own log-prob"] = judge(log_prob_margins(records), records)
+        split = choose(tokens, settings.steps * BATCH, settings.seed)
+        alpha = shaping_weight([records[index] for index in split.used], reading)
         sample = tokens.select(range(min(_SAMPLE, len(tokens))))
         alternatives = logit_bytes(teacher, sample["prompt_ids"][:], sample["chosen_ids"][:])
 
     console.rule("3. Students from the store: DPO, TVKD, and TVKD with ψ shuffled", align="left")
-    split = choose(tokens, settings.steps * BATCH, settings.seed)
     with clock.stage("student"):
         train = tokens.select(split.train)
         student = student_directory(teacher, info.id, train["prompt_ids"][:], train["chosen_ids"][:])
-    alpha = float(1 / shaping_margins([records[index] for index in split.used], reading).std())
     runs: dict[str, tuple[float, ValueSource]] = {
         "DPO": (0.0, source),
         "TVKD": (alpha, source),
