@@ -1,4 +1,4 @@
-"""Real parts for every test: a small random teacher on disk, and a real server process in front of it."""
+"""Real parts for every test: a small random teacher and a smaller student on disk, and a real server process."""
 
 import os
 from collections.abc import Iterator
@@ -52,6 +52,33 @@ def tiny_teacher(tmp_path_factory) -> Path:
         additional_special_tokens=["<user>", "<assistant>", "<system>", "\n"], chat_template=CHAT_TEMPLATE,
         model_max_length=256,
     ).save_pretrained(directory)  # fmt: skip
+    return directory
+
+
+@pytest.fixture(scope="session")
+def student(tiny_teacher, tmp_path_factory) -> Path:
+    """A random Llama smaller than the teacher, with the teacher's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("student") / "tiny-student"
+    torch.manual_seed(1)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=WORDS,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=256,
+            initializer_range=0.2,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=3,
+        )
+    ).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tiny_teacher).save_pretrained(directory)
     return directory
 
 

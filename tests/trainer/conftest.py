@@ -1,39 +1,11 @@
-"""A tiny student and pairs for it."""
-
-from pathlib import Path
+"""Pairs for the tiny student, values for them, and a trainer of it."""
 
 import pytest
-import torch
 from datasets import Dataset
 from runs import SMALL, rows
 from teacher_source import TeacherSource
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tvkd_client import TVKDConfig, TVKDTrainer
-
-
-@pytest.fixture(scope="session")
-def student(tiny_teacher, tmp_path_factory) -> Path:
-    """A random Llama smaller than the teacher, with the teacher's tokenizer."""
-    directory = tmp_path_factory.mktemp("student") / "tiny-student"
-    torch.manual_seed(1)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=128,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=256,
-            initializer_range=0.2,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=3,
-        )
-    ).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(tiny_teacher).save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture
