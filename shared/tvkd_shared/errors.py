@@ -12,6 +12,8 @@
     ├── Overloaded (RuntimeError)           429  the queue is full; try again after `retry_after` seconds
     ├── TeacherUnavailable (RuntimeError)   503  the teacher is loading, draining or dead
     ├── StoreUnavailable (OSError)          503  the store cannot be opened, read or written
+    │   ├── StoreInUse                      503  another process writes the store
+    │   └── NoStore                         503  there is no store at that path
     └── WrongAnswer (ValueError)                 a server's answer does not fit the question (client side)
 
 Each message is one line that says what was wrong and what would be right.
@@ -79,6 +81,14 @@ class StoreUnavailable(TVKDError, OSError):
     code, status = "store-unavailable", 503
 
 
+class StoreInUse(StoreUnavailable):
+    pass
+
+
+class NoStore(StoreUnavailable):
+    pass
+
+
 class WrongAnswer(TVKDError, ValueError):
     code = "wrong-answer"
 
@@ -87,4 +97,5 @@ def _leaves(root: type[TVKDError]) -> list[type[TVKDError]]:
     return [root, *(leaf for child in root.__subclasses__() for leaf in _leaves(child))]
 
 
-BY_CODE: dict[str, type[TVKDError]] = {error.code: error for error in _leaves(TVKDError)}
+# Reversed: of the errors that share a code, the one above the others stands for it.
+BY_CODE: dict[str, type[TVKDError]] = {error.code: error for error in reversed(_leaves(TVKDError))}

@@ -5,7 +5,9 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+import zarr
 from stored_records import bits, flip, key_of, record_of
+from zarr.codecs import BloscCodec
 
 from tvkd_server.store import Store
 from tvkd_shared.errors import StoreUnavailable
@@ -185,3 +187,64 @@ def test_what_is_pending_in_a_malformed_log_is_saved(tmp_path):
     with closing(Store(path)) as store:
         assert [bits(record) for record in store.get(KEYS, [0.5])] == RIGHT
         assert store.counts().sequences == 3
+
+
+@pytest.mark.parametrize("owner, name", [(zarr, "open_array"), (BloscCodec, "_decode_sync")])
+@pytest.mark.parametrize("error", [ValueError, LookupError, RuntimeError, TypeError])
+def test_a_fault_of_zarr_is_one_clear_line_and_forgets_nothing(tmp_path, monkeypatch, owner, name, error):
+    def fails(*arguments, **options):
+        raise error("codec not available\nand more")
+
+    path = fill(tmp_path, sealed=True)
+    with monkeypatch.context() as broken, closing(Store(path)) as store:
+        broken.setattr(owner, name, fails)
+        with pytest.raises(StoreUnavailable, match=r"zarr cannot use .* codec not available and more; check"):
+            store.get(KEYS, [0.5])
+        assert store.counts().corrupt == 0
+    with closing(Store(path)) as store:
+        assert [bits(record) for record in store.get(KEYS, [0.5])] == RIGHT
+
+
+def test_a_store_whose_index_is_lost_is_not_opened_while_zarr_fails(tmp_path, monkeypatch):
+    path = fill(tmp_path, sealed=True)
+    (path / "log.sqlite").unlink()
+    with monkeypatch.context() as broken:
+        broken.setattr(zarr, "open_array", lambda *_, **__: 1 / 0)
+        with pytest.raises(StoreUnavailable, match="zarr cannot use"):
+            Store(path)
+    with closing(Store(path)) as store:
+        assert [bits(record) for record in store.get(KEYS, [0.5])] == RIGHT
+
+
+def test_what_cannot_be_sealed_because_zarr_fails_stays_in_the_log(tmp_path, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(BloscCodec, "_encode_sync", lambda *_: 1 / 0)
+        with closing(Store(tmp_path)) as store:
+            store.put(list(zip(KEYS, RECORDS, strict=True)))
+            with pytest.raises(StoreUnavailable, match="zarr cannot use"):
+                store.seal()
+    with closing(Store(tmp_path)) as store:
+        assert [bits(record) for record in store.get(KEYS, [0.5])] == RIGHT
+
+
+def test_the_writer_warns_of_a_damaged_block_once_with_its_key_and_segment(tmp_path, caplog):
+    path = fill(tmp_path, sealed=True)
+    flip(path / "segments" / "000000000001" / "values" / "c" / "0" / "0", 30)
+    with closing(Store(path)) as store:
+        for _ in range(2):
+            assert store.get(KEYS[:1]) == [None]
+        assert store.counts().corrupt == 1
+        with closing(sqlite3.connect(path / "log.sqlite")) as log, log:
+            log.execute("UPDATE sealed SET row = 'x' WHERE key = ?", (KEYS[1],))
+        assert store.get(KEYS[1:2]) == [None]
+        store.put([(key_of(9), record_of(9))])
+        with closing(sqlite3.connect(path / "log.sqlite")) as log, log:
+            log.execute("UPDATE pending SET crc = crc + 1")
+        store.seal()
+    warnings = [record.getMessage() for record in caplog.records if record.name == "tvkd_server.store.store"]
+    assert len(warnings) == 3
+    for warning, key, where in zip(
+        warnings, [*KEYS[:2], key_of(9)], ["segment 1", "segment 1", "the log"], strict=True
+    ):
+        assert warning.startswith(f"key {key.hex()}, temperature 1.0 in {where} is forgotten")
+    assert "does not match its checksum" in warnings[0]

@@ -12,7 +12,7 @@ import pytest
 from stored_records import bits, key_of, record_of
 
 from tvkd_server.store import Store
-from tvkd_shared.errors import StoreUnavailable
+from tvkd_shared.errors import StoreInUse, StoreUnavailable
 from tvkd_shared.store import StoreReader
 
 NOBODY = 65534
@@ -54,7 +54,7 @@ def open_folder():
 
 
 def test_a_second_writer_is_refused_and_told_who_writes(tmp_path):
-    with closing(Store(tmp_path)), pytest.raises(StoreUnavailable, match=f"written by process {os.getpid()}; stop it"):
+    with closing(Store(tmp_path)), pytest.raises(StoreInUse, match=f"written by process {os.getpid()}; stop it"):
         Store(tmp_path)
     Store(tmp_path).close()
 

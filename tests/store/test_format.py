@@ -11,7 +11,8 @@ import zarr
 from stored_records import key_of, record_of
 
 from tvkd_server.store import Store
-from tvkd_shared.errors import StoreUnavailable
+from tvkd_shared.errors import BY_CODE, NoStore, StoreInUse, StoreUnavailable
+from tvkd_shared.settings import exit_code
 from tvkd_shared.store import StoreReader
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "store-format.md"
@@ -65,6 +66,14 @@ def test_another_format_version_is_refused(path, opened):
 
 
 def test_a_reader_makes_no_store(tmp_path):
-    with pytest.raises(StoreUnavailable, match="no store at"):
+    with pytest.raises(NoStore, match="no store at"):
         StoreReader(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_no_store_and_a_store_in_use_are_a_users_mistake_and_travel_as_store_unavailable(path):
+    with closing(Store(path)):
+        assert exit_code("tvkd", lambda: Store(path)) == 2
+    assert exit_code("tvkd", lambda: StoreReader(path / "nothing")) == 2
+    assert NoStore.code == StoreInUse.code == "store-unavailable"
+    assert BY_CODE["store-unavailable"] is StoreUnavailable

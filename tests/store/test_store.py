@@ -209,3 +209,16 @@ def test_a_closed_store_leaves_little_but_its_segments(tmp_path):
     sizes = {file: file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()}
     assert held == sum(size for file, size in sizes.items() if file.name not in ("lock", "log.sqlite-shm"))
     assert held < 1.5 * sum(size for file, size in sizes.items() if "segments" in file.parts)
+
+
+def test_a_store_that_stays_open_gives_the_pages_of_sealed_blocks_back(tmp_path):
+    def on_disk(*names):
+        return sum((tmp_path / name).stat().st_size for name in names)
+
+    with closing(Store(tmp_path)) as store:
+        store.put([(key_of(n), record_of(n)) for n in range(3000)])
+        peak = store.counts().bytes
+        store.seal()
+        assert on_disk("log.sqlite", "log.sqlite-wal") < peak / 3
+        segments = sum(file.stat().st_size for file in (tmp_path / "segments").rglob("*") if file.is_file())
+        assert store.counts().bytes == on_disk("log.sqlite", "log.sqlite-wal") + segments

@@ -4,7 +4,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from tvkd_shared.errors import StoreUnavailable
+from tvkd_shared.errors import StoreInUse
 
 _HELD: set[int] = set()
 
@@ -19,7 +19,7 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 class Lock:
-    """Held from construction to `release`. Raises StoreUnavailable, naming the process that holds it."""
+    """Held from construction to `release`. Raises StoreInUse, naming the process that holds it."""
 
     def __init__(self, store: Path) -> None:
         self._file = os.open(store / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -28,7 +28,7 @@ class Lock:
         except BlockingIOError:
             holder = os.pread(self._file, 20, 0).decode(errors="replace").strip()
             os.close(self._file)
-            raise StoreUnavailable(
+            raise StoreInUse(
                 f"the store {store} is written by process {holder or 'of unknown id'}; "
                 "stop it, or use a store of your own"
             ) from None

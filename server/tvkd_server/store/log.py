@@ -11,6 +11,8 @@ from tvkd_shared.store.log import APPLICATION_ID, SCHEMA, check_log, is_new, log
 from tvkd_shared.store.reader import Place
 from tvkd_shared.store.segment import FORMAT_VERSION
 
+BUSY_MS = 5000
+
 _ADD = """
 INSERT INTO pending (key, temperature, crc, payload)
 SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (SELECT 1 FROM sealed WHERE key = ?1 AND temperature = ?2)
@@ -44,6 +46,7 @@ class Log:
         self._closed = False
         self._connection = sqlite3.connect(log_path(store), isolation_level=None, check_same_thread=False)
         try:
+            self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
             self._connection.execute("PRAGMA synchronous = FULL")
             if is_new(self._connection):
                 self._create()
@@ -101,9 +104,12 @@ class Log:
                 )
 
     def shrink(self) -> None:
-        """Gives the pages of sealed blocks back to the disk."""
-        # execute() stops this pragma after one page, because its rows have no column.
-        self._connection.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")
+        """Gives the pages of sealed blocks back to the disk; a WAL that is being read keeps its size until later."""
+        # execute() stops the vacuum after one page, because its rows have no column. Puts do not wait for readers.
+        self._connection.executescript(
+            f"PRAGMA incremental_vacuum; PRAGMA busy_timeout = 0; PRAGMA wal_checkpoint(TRUNCATE);"
+            f"PRAGMA busy_timeout = {BUSY_MS};"
+        )
 
     def close(self) -> None:
         self._closed = True

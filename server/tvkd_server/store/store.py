@@ -14,7 +14,7 @@ from tvkd_server.store.segment import sync, write_segment
 from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.key import KEY_BYTES
 from tvkd_shared.scored import Float32, Scored
-from tvkd_shared.store.block import Damaged, blocks, checksum, from_log, to_bytes
+from tvkd_shared.store.block import BASE, Damaged, blocks, checksum, from_log, to_bytes
 from tvkd_shared.store.log import MalformedLog, disk
 from tvkd_shared.store.reader import Place, StoreReader, check_temperatures
 from tvkd_shared.wire import TeacherInfo
@@ -31,8 +31,9 @@ class Store(StoreReader):
     What `put` returned from is on disk. It rests in the log until more than `seal_bytes` wait there; then a background
     thread seals it into a segment, while reads and puts go on.
 
-    Raises StoreUnavailable when another process writes the store, when it has another format version, or when the disk
-    fails. What was committed before stays.
+    Raises StoreInUse when another process writes the store, StoreUnavailable when it has another format version, or
+    when the disk or zarr fails. What was committed before stays. A block that is found damaged is logged as a warning,
+    and forgotten: it can be stored again.
     """
 
     def __init__(self, path: str | Path, *, seal_bytes: int = 8 << 20) -> None:
@@ -85,10 +86,12 @@ class Store(StoreReader):
             log.add_teacher(info.id, info.model_dump_json())
 
     def seal(self) -> None:
-        """Seals every block that is pending now. Raises StoreUnavailable when the disk fails: they stay pending."""
+        """Seals every block that is pending now. Raises StoreUnavailable when disk or zarr fails: they stay pending."""
         with self._sealing, disk(self.path, "sealed"):
             for batch in batches(self._connections, SEGMENT_BYTES):
                 self._seal(batch)
+        with self._log_for("sealed") as log:
+            log.shrink()
 
     def close(self) -> None:
         """Seals what is pending, and lets the store go. When that fails the log keeps it, and a warning is logged."""
@@ -100,8 +103,6 @@ class Store(StoreReader):
         self._sealer.join()
         try:
             self.seal()
-            with self._log_for("closed") as log:
-                log.shrink()
         except StoreUnavailable as error:
             _logger.warning("%s; what is pending stays in the log", error)
         super().close()
@@ -130,8 +131,8 @@ class Store(StoreReader):
             try:
                 sound.append(from_log(row.key, row.temperature, row.crc, row.payload))
                 rows.append(row)
-            except Damaged:
-                self._damaged(Place(row.key, row.temperature, row.id, row.crc, row.payload, None, 0, 0))
+            except Damaged as damage:
+                self._damaged(Place(row.key, row.temperature, row.id, row.crc, row.payload, None, 0, 0), damage)
         if not rows:
             return
         # A number is not used twice, also when its segment could not be written.
@@ -144,12 +145,15 @@ class Store(StoreReader):
             log.index(number, size, index, [row.id for row in rows])
             self._pending_bytes = log.pending_bytes()
 
-    def _damaged(self, place: Place | None) -> None:
-        super()._damaged(place)
+    def _damaged(self, place: Place | None, damage: Exception) -> None:
+        super()._damaged(place, damage)
         try:
             if place is None:
+                if not rebuild_mark(self.path).exists():
+                    _logger.warning("%s", damage)
                 rebuild_mark(self.path).touch()
             else:
+                _logger.warning("%s is forgotten, and can be stored again: %s", _name(place), damage)
                 with self._log_for("mended") as log:
                     log.drop(place)
         except OSError as error:
@@ -160,6 +164,13 @@ class Store(StoreReader):
         try:
             with self._writing, disk(self.path, task):
                 yield self._log
-        except MalformedLog:
-            self._damaged(None)
+        except MalformedLog as damage:
+            self._damaged(None, damage)
             raise
+
+
+def _name(place: Place) -> str:
+    """A damaged block, in words; a flipped bit in the log can change the type of its key."""
+    key = place.key.hex() if isinstance(place.key, bytes) else repr(place.key)
+    where = "the log" if place.segment is None else f"segment {place.segment}"
+    return f"key {key}, temperature {'1.0' if place.temperature == BASE else place.temperature} in {where}"

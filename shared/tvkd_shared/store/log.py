@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tvkd_shared.errors import StoreUnavailable
+from tvkd_shared.errors import NoStore, StoreUnavailable
 from tvkd_shared.store.segment import FORMAT_VERSION
 
 APPLICATION_ID = 0x74766B64  # "tvkd"
@@ -99,10 +99,10 @@ def check_log(store: Path, connection: sqlite3.Connection) -> None:
 
 
 def connect_read_only(store: Path) -> sqlite3.Connection:
-    """A read-only connection to a store's log. Raises StoreUnavailable when there is none, or it cannot be read."""
+    """A read-only connection to a store's log. Raises NoStore when there is none, StoreUnavailable when it fails."""
     path = log_path(store).absolute()
     if not path.is_file():
-        raise StoreUnavailable(f"there is no store at {store}: it has no {path.name}")
+        raise NoStore(f"there is no store at {store}: it has no {path.name}")
     with disk(store, "read"):
         try:
             return _connect(store, f"{path.as_uri()}?mode=ro")
@@ -122,7 +122,7 @@ def _connect(store: Path, uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     try:
         if is_new(connection):
-            raise StoreUnavailable(f"there is no store at {store} yet: its log is empty")
+            raise NoStore(f"there is no store at {store} yet: its log is empty")
         check_log(store, connection)
     except BaseException:
         connection.close()

@@ -60,8 +60,8 @@ def check_temperatures(temperatures: Iterable[float]) -> None:
 class StoreReader:
     """A store, read-only. Several processes may read at once, also beside a live writer. Thread safe.
 
-    Raises StoreUnavailable when there is no store at `path`, or its disk fails. Bytes that fail a check are never
-    served and never raise: they count as missing, and in `counts().corrupt`.
+    Raises NoStore when there is no store at `path`, StoreUnavailable when its disk or zarr fails. Bytes that fail a
+    check are never served and never raise: they count as missing, and in `counts().corrupt`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -105,16 +105,16 @@ class StoreReader:
         try:
             with disk(self.path, "read"):
                 rows = connection.execute(_FIND, (key,)).fetchall()
-        except MalformedLog:
-            self._damaged(None)
+        except MalformedLog as damage:
+            self._damaged(None, damage)
             return None
         blocks: dict[float, Float32] = {}
         for place in (Place(key, *row) for row in rows):
             if place.temperature == BASE or place.temperature in further:
                 try:
                     blocks[place.temperature] = self._block(place)
-                except Damaged:
-                    self._damaged(place)
+                except Damaged as damage:
+                    self._damaged(place, damage)
         if BASE not in blocks:
             return None
         base = blocks[BASE]
@@ -124,16 +124,15 @@ class StoreReader:
     def _block(self, place: Place) -> Float32:
         if place.segment is None:
             return from_log(place.key, place.temperature, place.crc, place.payload)
-        try:
-            segment = self._segment(place.segment)
-            if segment.temperature != place.temperature:
-                raise Damaged(f"{segment.path} has temperature {segment.temperature}, not {place.temperature}")
-            return segment.block(place.row, place.key, place.states)
-        except (TypeError, ValueError) as error:
-            # A flipped bit in the index can change the type of a column.
-            raise Damaged(f"a row of the index is damaged: {error}") from error
+        # A flipped bit in the index can change the type of a column.
+        if not all(isinstance(number, int) for number in (place.segment, place.row, place.states)):
+            raise Damaged("a row of the index has columns of another type")
+        segment = self._segment(place.segment)
+        if segment.temperature != place.temperature:
+            raise Damaged(f"{segment.path} has temperature {segment.temperature}, not {place.temperature}")
+        return segment.block(place.row, place.key, place.states)
 
-    def _damaged(self, place: Place | None) -> None:
+    def _damaged(self, place: Place | None, damage: Exception) -> None:
         """Called for each block that failed a check, with None when the log itself is malformed. The writer mends."""
         with self._corrupt_lock:
             self._corrupt += 1

@@ -58,8 +58,31 @@ def metadata_checksum(segment: Path, attributes: Mapping[str, Any]) -> int:
     return crc
 
 
+# What zarr's crc32c codec says; any flipped byte of a shard, or a shard of another length, ends there.
+_CRC_MISMATCH = "computed checksum do not match"
+
+
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def zarr_faults(path: Path) -> Iterator[None]:
+    """Whatever zarr raises becomes StoreUnavailable, but for a checksum that does not match: that is Damaged.
+
+    A library that fails (a codec that is not there, no memory) says nothing of the bytes, which may be sound.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        if _CRC_MISMATCH in what:
+            raise Damaged(f"{path} does not match its checksum") from error
+        raise StoreUnavailable(
+            f"zarr cannot use {path}: {what}; check that zarr and its codecs are installed"
+        ) from error
+
+
+@contextmanager
+def _metadata_faults(path: Path) -> Iterator[None]:
     # A missing file is damage; any other OSError (too many open files, a failing disk) says nothing of the bytes.
     try:
         yield
@@ -73,13 +96,13 @@ class Segment:
     """One segment, read a whole inner chunk at a time: zarr takes about a millisecond for any read.
 
     Raises Damaged, here and in each method, when bytes fail a check; OSError when the disk does;
-    StoreUnavailable when the segment was written in another format version.
+    StoreUnavailable when zarr fails otherwise, or the segment was written in another format version.
     """
 
     def __init__(self, path: Path, cache: ChunkCache) -> None:
         self.path = path
         self._cache = cache
-        with _damage(path):
+        with _metadata_faults(path):
             said = json.loads((path / "zarr.json").read_bytes())["attributes"]
             if said[CHECKSUM] != metadata_checksum(path, said):
                 raise Damaged(f"{path} has metadata that do not match their checksum")
@@ -91,6 +114,7 @@ class Segment:
             self.temperature: float = BASE if said["temperature"] is None else said["temperature"]
             self.records: int = said["records"]
             self.states: int = said["states"]
+        with zarr_faults(path):
             self._arrays = {name: zarr.open_array(LocalStore(path / name, read_only=True), mode="r") for name in ARRAYS}
 
     def block(self, row: int, key: bytes, states: int) -> Float32:
@@ -104,7 +128,7 @@ class Segment:
 
     def index(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """Keys, shape (records, 16), and offsets, shape (records + 1,)."""
-        with _damage(self.path):
+        with zarr_faults(self.path):
             keys, offsets = (np.asarray(self._arrays[name][...]) for name in ("keys", "offsets"))
         if (
             keys.shape != (self.records, KEY_BYTES)
@@ -117,7 +141,7 @@ class Segment:
 
     def values(self) -> Float32:
         """All rows, shape (states, columns)."""
-        with _damage(self.path):
+        with zarr_faults(self.path):
             return np.asarray(self._arrays["values"][...], np.float32)
 
     def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
@@ -128,7 +152,7 @@ class Segment:
 
     def _chunk(self, name: str, number: int) -> npt.NDArray[Any]:
         def load() -> npt.NDArray[Any]:
-            with _damage(self.path / name):
+            with zarr_faults(self.path / name):
                 return np.array(self._arrays[name][number * CHUNK_ROWS : (number + 1) * CHUNK_ROWS])
 
         return self._cache.get((self.path.name, name, number), load)
