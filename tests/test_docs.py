@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")
 by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -20,9 +22,9 @@ def test_every_link_leads_somewhere(page):
 
 @by_name
 def test_every_flag_of_a_command_is_one_of_its_flags(page):
-    for command, flags in re.findall(r"tvkd (serve|prefetch|show|demo)\b((?: [^\n`#|]*)?)", page.read_text()):
-        known = help_of(command)
-        assert [flag for flag in re.findall(r"--[a-z-]+", flags) if flag not in known] == []
+    text = page.read_text().replace("\\\n", "")  # a command may go on in the next line
+    for command, words in re.findall(r"tvkd (serve|prefetch|train|show|demo)\b((?: [^\n`#]*)?)", text):
+        assert [flag for flag in FLAG.findall(words) if flag not in flags_of(command)] == []
 
 
 @by_name
@@ -40,11 +42,9 @@ def test_every_test_that_guards_a_promise_is_there():
     assert len(named) > 20 and named <= there
 
 
-_help: dict[str, str] = {}
-
-
-def help_of(command):
-    if command not in _help:
-        done = subprocess.run([sys.executable, "-m", "tvkd.cli", command, "--help"], capture_output=True, text=True)
-        _help[command] = done.stdout
-    return _help[command]
+@cache
+def flags_of(command):
+    done = subprocess.run([sys.executable, "-m", "tvkd.cli", command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # TRL's parser takes --config before it looks at the others, and its help does not list it.
+    return {*FLAG.findall(done.stdout), *(["--config"] if command == "train" else [])}

@@ -1,8 +1,5 @@
-"""Running the server: keys, limits, readiness, stopping, and a user's mistakes."""
+"""Running the server: keys, limits, readiness, stopping."""
 
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -84,29 +81,3 @@ def test_a_stopped_server_exits_0_and_keeps_its_values(tiny_teacher, tmp_path):
     second = post(server, [ITEM], key="from-environment").json()["items"][0]["completions"][0]
     assert second == first | {"cached": True}
     server.kill()
-
-
-def serve(*flags, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "tvkd.cli", "serve", "--port", "0", *map(str, flags)],
-        capture_output=True, text=True, timeout=120, env=os.environ | environment,
-    )  # fmt: skip
-
-
-def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, tiny_teacher):
-    mistakes = {
-        "no-such-model": ["--model", tmp_path / "no-such-model"],
-        "--port": ["--model", tiny_teacher, "--port", "70000"],
-        "--model is needed": [],
-        "cannot be read": ["--model", tiny_teacher, "--api-key-file", tmp_path / "nothing"],
-    }
-    for words, flags in mistakes.items():
-        done = serve("--store", tmp_path / "values", *flags)
-        last = done.stderr.strip().splitlines()[-1]
-        assert done.returncode == 2, done.stderr
-        assert words in last and last.startswith("tvkd serve: ") and "Traceback" not in done.stderr
-
-
-def test_a_second_server_on_one_store_is_refused(server, tiny_teacher):
-    done = serve("--model", tiny_teacher, "--store", server.store_path)
-    assert done.returncode == 1 and str(server.process.pid) in done.stderr.splitlines()[-1]

@@ -45,7 +45,7 @@ def shaping_margins(records: Records, reading: Reading) -> Float64:
 def shaping_weight(records: Records, reading: Reading) -> float:
     """α = 1 / (standard deviation of the shaping margin): shaping then neither vanishes nor drowns the label.
 
-    Raises InvalidRequest when the margin is the same for every pair, up to rounding, and names the flags that make it so.
+    Raises InvalidRequest, naming the flags at fault, when the margin is the same for every pair up to rounding.
     """
     deviation = float(shaping_margins(records, reading).std())
     if deviation > _ROUNDING:
