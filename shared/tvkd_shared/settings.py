@@ -3,16 +3,18 @@
 import os
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, CliApp, SettingsError
+from pydantic_settings import BaseSettings, CliApp, EnvSettingsSource, SettingsError
 
 from tvkd_shared.errors import (
     InvalidRequest,
+    NoStore,
     NotCached,
     PayloadTooLarge,
+    StoreInUse,
     TeacherMismatch,
     TVKDError,
     Unauthorized,
@@ -20,7 +22,16 @@ from tvkd_shared.errors import (
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 
-_USERS_MISTAKE = (InvalidRequest, NotCached, PayloadTooLarge, TeacherMismatch, Unauthorized, FileNotFoundError)
+_USERS_MISTAKE = (
+    InvalidRequest,
+    NoStore,
+    NotCached,
+    PayloadTooLarge,
+    StoreInUse,
+    TeacherMismatch,
+    Unauthorized,
+    FileNotFoundError,
+)
 
 
 def from_command_line(model: type[Settings], argv: list[str]) -> Settings:
@@ -31,6 +42,20 @@ def from_command_line(model: type[Settings], argv: list[str]) -> Settings:
         raise InvalidRequest("; ".join(_mistake(model, fault) for fault in error.errors())) from error
     except SettingsError as error:
         raise InvalidRequest(f"{error}; a list is written as JSON, such as [1.0, 2.0]") from error
+
+
+class FlagOverVariables(EnvSettingsSource):
+    """`TVKD_…` variables, less those of `alternatives` when a flag names one of them: one is wanted, and it won."""
+
+    def __init__(self, model: type[BaseSettings], alternatives: set[str]) -> None:
+        super().__init__(model)
+        self._alternatives = alternatives
+
+    def __call__(self) -> dict[str, Any]:
+        found = super().__call__()
+        if self._alternatives.isdisjoint(self.current_state):
+            return found
+        return {name: value for name, value in found.items() if name not in self._alternatives}
 
 
 def _mistake(model: type[BaseSettings], fault: ErrorDetails) -> str:
@@ -54,5 +79,5 @@ def exit_code(command: str, run: Callable[[], int]) -> int:
     except (TVKDError, OSError) as error:
         if os.environ.get("TVKD_TRACEBACK"):
             raise
-        print(f"{command}: {error}", file=sys.stderr)
+        print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, _USERS_MISTAKE) else 1

@@ -4,6 +4,7 @@ Numbers in an answer are the exact float32 values that the store holds, written 
 the same bits.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -154,3 +155,11 @@ class Problem(BaseModel):
     status: int
     detail: str
     code: str
+
+
+def first_mistake(errors: Sequence[Any]) -> str:
+    """The first of pydantic's errors and where it is, as one line: `items[0].completions[1][3]: … (and 2 more)`."""
+    first, *rest = errors
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    more = f" (and {len(rest)} more)" if rest else ""
+    return f"{place}: {first['msg']}{more}" if place else f"{first['msg']}{more}"
