@@ -115,6 +115,15 @@ class TVKDConfig(DPOConfig):
             raise InvalidRequest(
                 f"truncation_mode {self.truncation_mode} is not keep_start: it drops context that the teacher saw"
             )
+        if self.use_weighting:
+            raise InvalidRequest(
+                "use_weighting true weighs each pair by the policy's own certainty, another loss; leave it false"
+            )
+        if self.label_smoothing != 0:
+            raise InvalidRequest(
+                f"label_smoothing {self.label_smoothing} belongs to other losses than sigmoid, and shaping is defined"
+                " there; leave it 0"
+            )
         if self.ld_alpha is not None:
             raise InvalidRequest(f"ld_alpha {self.ld_alpha} weighs log-probs by position, and shaping has no such form")
         if getattr(self.accelerator_config, "dispatch_batches", None):

@@ -30,6 +30,8 @@ from tvkd_shared.errors import InvalidRequest
         ("f_divergence_type", "forward_kl"),
         ("truncation_mode", "keep_end"),
         ("ld_alpha", 0.5),
+        ("use_weighting", True),
+        ("label_smoothing", 0.1),
         ("accelerator_config", {"dispatch_batches": True}),
     ],
 )
