@@ -4,15 +4,7 @@ Names are imported when they are first used, so that the client costs no torch a
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from tvkd_client.config import TVKDConfig
-    from tvkd_client.dataset import load_preferences
-    from tvkd_client.http import TeacherClient
-    from tvkd_client.reading import Reading
-    from tvkd_client.source import ServerSource, StoreSource, ValueSource
-    from tvkd_client.trainer import TVKDTrainer
+from typing import Any
 
 _MODULES = {
     "Reading": "reading",
@@ -25,16 +17,7 @@ _MODULES = {
     "load_preferences": "dataset",
 }
 
-__all__ = [
-    "Reading",
-    "ServerSource",
-    "StoreSource",
-    "TVKDConfig",
-    "TVKDTrainer",
-    "TeacherClient",
-    "ValueSource",
-    "load_preferences",
-]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
