@@ -3,12 +3,33 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from tvkd_shared.wire import TokenItem
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """What answered requests of `TeacherClient.fill` held: completions, tokens, and completions not stored before."""
+
+    sequences: int
+    tokens: int
+    computed: int
+
+    @property
+    def hits(self) -> int:
+        return self.sequences - self.computed
+
+    def __add__(self, other: "Filled") -> "Filled":
+        return Filled(self.sequences + other.sequences, self.tokens + other.tokens, self.computed + other.computed)
+
+
+def tokens_of(item: TokenItem) -> int:
+    return len(item.prompt_token_ids) + sum(map(len, item.completions))
 
 
 def split(items: Iterable[TokenItem], tokens: int) -> Iterator[tuple[int, list[TokenItem]]]:
@@ -18,7 +39,7 @@ def split(items: Iterable[TokenItem], tokens: int) -> Iterator[tuple[int, list[T
     """
     first, batch, held = 0, list[TokenItem](), 0
     for item in items:
-        size = len(item.prompt_token_ids) + sum(map(len, item.completions))
+        size = tokens_of(item)
         if batch and held + size > tokens:
             yield first, batch
             first, batch, held = first + len(batch), [], 0
@@ -33,7 +54,8 @@ def in_order(
 ) -> Generator[Result, None, None]:
     """`function` of each batch, in order, `in_flight` at once; batches are drawn as they are needed.
 
-    An error, or an interrupt, drops the batches not begun and does not wait for those under way.
+    An error, or an interrupt, drops the batches not begun and returns without those under way. Python waits for their
+    threads when the process ends, so `function` has to end soon once its caller has gone.
     """
     pool = ThreadPoolExecutor(in_flight, thread_name_prefix="tvkd")
     waiting: deque[Future[Result]] = deque()

@@ -3,14 +3,16 @@
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Event
 from typing import Any, Literal, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 from tenacity import RetryCallState
 
-from tvkd_client.batches import in_order, split
+from tvkd_client.batches import Filled, in_order, split, tokens_of
 from tvkd_client.retry import answered_error, retrying
 from tvkd_shared.errors import (
     InvalidRequest,
@@ -28,6 +30,7 @@ from tvkd_shared.wire import (
     StoreInfo,
     TeacherInfo,
     TokenItem,
+    first_mistake,
 )
 
 logger = logging.getLogger(__name__)
@@ -77,9 +80,10 @@ class TeacherClient:
         self._patience = patience
         self._transport = transport
         self._opened: dict[int, httpx.Client] = {}
+        self._under_way: set[Event] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": {}}
+        return self.__dict__ | {"_opened": {}, "_under_way": set()}
 
     def __del__(self) -> None:
         # A thread that still waits for an answer holds the client, so no request is cut off.
@@ -87,9 +91,28 @@ class TeacherClient:
             if process == os.getpid():
                 opened.close()
 
+    def stop(self) -> None:
+        """Make calls under way in other threads give up at their next failure, or now if they wait for the next try."""
+        for left in tuple(self._under_way):
+            left.set()
+
+    @contextmanager
+    def _call(self) -> Iterator[Event]:
+        """An event that ends the waits of a call's threads: set by `stop`, and when an error or Ctrl-C ends it."""
+        left = Event()
+        self._under_way.add(left)
+        try:
+            yield left
+        except BaseException:
+            left.set()
+            raise
+        finally:
+            self._under_way.discard(left)
+
     def teacher(self) -> TeacherInfo:
         """`GET /v1/teacher`. Raises TeacherMismatch, or WrongAnswer when the server defines a value otherwise."""
-        info = self._ask("GET", "/v1/teacher", TeacherInfo)
+        with self._call() as left:
+            info = self._ask("GET", "/v1/teacher", TeacherInfo, left)
         self._check_teacher(info.id)
         if info.value_definition != VALUE_DEFINITION:
             raise WrongAnswer(
@@ -100,7 +123,8 @@ class TeacherClient:
 
     def store(self) -> StoreInfo:
         """`GET /v1/store`."""
-        return self._ask("GET", "/v1/store", StoreInfo)
+        with self._call() as left:
+            return self._ask("GET", "/v1/store", StoreInfo, left)
 
     def potentials(
         self,
@@ -116,36 +140,54 @@ class TeacherClient:
         """
         asked = _with_one(temperatures)
 
-        def ask(batch: tuple[int, list[TokenItem]]) -> list[list[Scored]]:
-            first, part = batch
-            answers = self._potentials(first, part, asked, cache=cache, return_="values")
-            return [
-                [self._scored(one, asked, first + i, j) for j, one in enumerate(row)] for i, row in enumerate(answers)
-            ]
+        with self._call() as left:
 
-        batches = list(split(items, self.request_tokens))
-        if len(batches) == 1:
-            return ask(batches[0])
-        return [row for rows in in_order(ask, batches, self.in_flight) for row in rows]
+            def ask(batch: tuple[int, list[TokenItem]]) -> list[list[Scored]]:
+                first, part = batch
+                rows = self._potentials(first, part, asked, left, cache=cache, return_="values")
+                return [
+                    [self._scored(one, asked, first + i, j) for j, one in enumerate(row)] for i, row in enumerate(rows)
+                ]
 
-    def fill(self, items: Sequence[TokenItem], temperatures: Sequence[float] = (1.0,)) -> int:
+            batches = list(split(items, self.request_tokens))
+            if len(batches) == 1:
+                return ask(batches[0])
+            return [row for rows in in_order(ask, batches, self.in_flight) for row in rows]
+
+    def fill(
+        self,
+        items: Iterable[TokenItem],
+        temperatures: Sequence[float] = (1.0,),
+        progress: Callable[[Filled], None] | None = None,
+    ) -> int:
         """Have the values computed and stored, without receiving them. Returns how many were not stored before.
 
+        `progress` is called in this thread after each answered request, in order. Items are drawn as they are sent.
         Raises as `potentials` does.
         """
         asked = _with_one(temperatures)
+        computed = 0
+        with self._call() as left:
 
-        def ask(batch: tuple[int, list[TokenItem]]) -> int:
-            answers = self._potentials(*batch, asked, cache="use", return_="digests")
-            return sum(not completion.cached for row in answers for completion in row)
+            def ask(batch: tuple[int, list[TokenItem]]) -> Filled:
+                first, part = batch
+                rows = self._potentials(first, part, asked, left, cache="use", return_="digests")
+                answers = [one for row in rows for one in row]
+                tokens = sum(map(tokens_of, part))
+                return Filled(len(answers), tokens, sum(not one.cached for one in answers))
 
-        return sum(in_order(ask, split(items, self.request_tokens), self.in_flight))
+            for filled in in_order(ask, split(items, self.request_tokens), self.in_flight):
+                computed += filled.computed
+                if progress is not None:
+                    progress(filled)
+        return computed
 
     def _potentials(
         self,
         first: int,
         items: list[TokenItem],
         temperatures: list[float],
+        left: Event,
         *,
         cache: Literal["use", "only", "skip"],
         return_: Literal["values", "digests"],
@@ -161,9 +203,9 @@ class TeacherClient:
                 items=items,
             )
         except ValidationError as error:
-            raise InvalidRequest(_first_line(error)) from error
+            raise InvalidRequest(first_mistake(error.errors())) from error
         body = request.model_dump_json(by_alias=True, exclude_none=True)
-        answer = self._ask("POST", "/v1/potentials", PotentialsAnswer, body)
+        answer = self._ask("POST", "/v1/potentials", PotentialsAnswer, left, body)
         self._check_teacher(answer.teacher_id)
         if answer.temperatures != temperatures:
             raise WrongAnswer(f"{self.url}: temperatures {answer.temperatures} came, {temperatures} were asked for")
@@ -201,19 +243,20 @@ class TeacherClient:
         elif self.teacher_id != answering:
             raise TeacherMismatch(f"{self.url} answers with teacher {answering}; {self.teacher_id} was asked for")
 
-    def _ask(self, method: str, path: str, model: type[Model], body: str | None = None) -> Model:
-        response = self._send(method, path, body)
+    def _ask(self, method: str, path: str, model: type[Model], left: Event, body: str | None = None) -> Model:
+        response = self._send(method, path, left, body)
         try:
             return model.model_validate_json(response.content)
         except ValidationError as error:
             raise WrongAnswer(
-                f"{self.url}{path} sent what is no {model.__name__}: {_first_line(error)}; is it a tvkd server?"
+                f"{self.url}{path} sent what is no {model.__name__}: {first_mistake(error.errors())}; "
+                "is it a tvkd server?"
             ) from error
 
-    def _send(self, method: str, path: str, body: str | None) -> httpx.Response:
-        attempts = retrying(self._patience, self._log_retry)
+    def _send(self, method: str, path: str, left: Event, body: str | None) -> httpx.Response:
+        attempts = retrying(self._patience, left, self._log_retry)
         try:
-            return attempts(self._send_once, method, path, body)
+            return attempts(self._send_once, method, path, left, body)
         except httpx.TimeoutException as error:
             raise TeacherUnavailable(
                 f"{self.url} did not answer within {self._timeout:g} s: ask for less at once, or wait longer"
@@ -222,7 +265,9 @@ class TeacherClient:
             cause = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
             raise TeacherUnavailable(f"cannot reach {self.url}: {cause}; is `tvkd serve` running there?") from error
 
-    def _send_once(self, method: str, path: str, body: str | None) -> httpx.Response:
+    def _send_once(self, method: str, path: str, left: Event, body: str | None) -> httpx.Response:
+        if left.is_set():
+            raise TeacherUnavailable(f"{self.url} was not asked: the call was given up")
         response = self._connections().request(method, self.url + path, content=body)
         if response.status_code != httpx.codes.OK:
             raise answered_error(response)
@@ -251,9 +296,3 @@ class TeacherClient:
 
 def _with_one(temperatures: Sequence[float]) -> list[float]:
     return list(dict.fromkeys((1.0, *map(float, temperatures))))
-
-
-def _first_line(error: ValidationError) -> str:
-    first, *_ = error.errors()
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-    return f"{place}: {first['msg']}" if place else first["msg"]

@@ -6,8 +6,6 @@ The store is the state: a run that was stopped is repeated, and what is there al
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
 from typing import Annotated
 
 import datasets
@@ -17,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tvkd_client.batches import in_order, split
+from tvkd_client.batches import Filled
 from tvkd_client.dataset import load_preferences
 from tvkd_client.http import TeacherClient
 from tvkd_client.preference_tokens import (
@@ -80,6 +78,7 @@ def prefetch(settings: PrefetchSettings) -> int:
         settings.server,
         api_key=settings.api_key.get_secret_value() if settings.api_key else None,
         teacher_id=settings.teacher_id,
+        in_flight=settings.in_flight,
     )
     teacher = client.teacher()
     tokenizer = load_tokenizer(settings.tokenizer)
@@ -89,7 +88,7 @@ def prefetch(settings: PrefetchSettings) -> int:
         check_vocabulary(tokenizer, teacher)
     pairs = tokenize_preferences(load_preferences(settings.dataset, settings.split), tokenizer)
     pairs = _fitting(pairs, teacher, skip_too_long=settings.skip_too_long)
-    return _send(client, pairs, settings.temperatures, settings.in_flight)
+    return _send(client, pairs, settings.temperatures)
 
 
 def _fitting(pairs: datasets.Dataset, teacher: TeacherInfo, *, skip_too_long: bool) -> datasets.Dataset:
@@ -116,37 +115,19 @@ def _fitting(pairs: datasets.Dataset, teacher: TeacherInfo, *, skip_too_long: bo
     return pairs.select(np.flatnonzero(~too_long_N))
 
 
-@dataclass(slots=True)
-class _Count:
-    sequences: int = 0
-    tokens: int = 0
-    computed: int = 0
-
-    @property
-    def hits(self) -> int:
-        return self.sequences - self.computed
-
-    def add(self, other: "_Count") -> None:
-        self.sequences += other.sequences
-        self.tokens += other.tokens
-        self.computed += other.computed
-
-
-def _send(client: TeacherClient, pairs: datasets.Dataset, temperatures: list[float], in_flight: int) -> int:
-    def fill(batch: tuple[int, list[TokenItem]]) -> _Count:
-        items = batch[1]
-        tokens = sum(len(item.prompt_token_ids) + sum(map(len, item.completions)) for item in items)
-        return _Count(sum(len(item.completions) for item in items), tokens, client.fill(items, temperatures))
-
-    done, began = _Count(), time.monotonic()
-    answers = in_order(fill, split(_items(pairs), client.request_tokens), in_flight)
+def _send(client: TeacherClient, pairs: datasets.Dataset, temperatures: list[float]) -> int:
+    done, began = Filled(0, 0, 0), time.monotonic()
     try:
-        with _progress() as bar, closing(answers):
+        with _progress() as bar:
             task = bar.add_task("", total=2 * len(pairs), rate="", hits="")
-            for answer in answers:
-                done.add(answer)
+
+            def show(answered: Filled) -> None:
+                nonlocal done
+                done += answered
                 rate = done.tokens / (time.monotonic() - began)
                 bar.update(task, completed=done.sequences, rate=f"{rate:,.0f}", hits=f"{done.hits:,}")
+
+            client.fill(_items(pairs), temperatures, show)
     except KeyboardInterrupt:
         _say(f"stopped after {done.sequences:,} of {2 * len(pairs):,} sequences; they are stored, run again to go on")
         return 130

@@ -1,10 +1,18 @@
 """When to ask again: which failures pass, how long to wait, and what an error answer says."""
 
 from collections.abc import Callable
+from threading import Event
 
 import httpx
 from pydantic import ValidationError
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential, wait_random
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    sleep_using_event,
+    wait_exponential,
+    wait_random,
+)
 
 from tvkd_shared.errors import (
     BY_CODE,
@@ -18,38 +26,47 @@ from tvkd_shared.errors import (
 )
 from tvkd_shared.wire import Problem
 
+
+class ProxyUnavailable(TeacherUnavailable):
+    """A 502, 503 or 504 in a proxy's own words: the server behind it gave no answer."""
+
+
 # A read timeout is not among them: the teacher has had the whole of `timeout`, and asking again would double its load.
-_PASSING = (
-    httpx.NetworkError,
-    httpx.RemoteProtocolError,
-    httpx.ConnectTimeout,
-    Overloaded,
-    TeacherUnavailable,
-    StoreUnavailable,
-)
+_NO_ANSWER = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
 # What a proxy in front of the server answers in its own words.
 _BY_STATUS: dict[int, type[TVKDError]] = {
     401: Unauthorized,
     403: Unauthorized,
     413: PayloadTooLarge,
     429: Overloaded,
-    502: TeacherUnavailable,
-    503: TeacherUnavailable,
-    504: TeacherUnavailable,
+    502: ProxyUnavailable,
+    503: ProxyUnavailable,
+    504: ProxyUnavailable,
 }
 _backoff = wait_exponential(multiplier=0.5, max=15) + wait_random(0, 0.5)
 _spread = wait_random(0, 0.5)
 
 
-def retrying(patience: float, before_sleep: Callable[[RetryCallState], None]) -> Retrying:
-    """Repeats a call whose failure may pass, until `patience` seconds after the first one, then raises the last."""
+def retrying(patience: float, left: Event, before_sleep: Callable[[RetryCallState], None]) -> Retrying:
+    """Repeats a call whose failure may pass, until `patience` seconds after the first one, then raises the last.
+
+    `left` ends a wait at once; the call is then made once more, and has to look at `left` itself.
+    """
     return Retrying(
-        retry=retry_if_exception_type(_PASSING),
+        retry=retry_if_exception(_passes),
         wait=_wait,
         stop=_patience(patience),
+        sleep=sleep_using_event(left),
         before_sleep=before_sleep,
         reraise=True,
     )
+
+
+def _passes(error: BaseException) -> bool:
+    """No answer, a full queue, or an outage of which the server says, by Retry-After, that waiting helps."""
+    if isinstance(error, TeacherUnavailable | StoreUnavailable):
+        return error.retry_after is not None or isinstance(error, ProxyUnavailable)
+    return isinstance(error, (*_NO_ANSWER, Overloaded))
 
 
 def _wait(state: RetryCallState) -> float:

@@ -2,15 +2,20 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tvkd_client.http import TeacherClient
 from tvkd_shared.errors import InvalidRequest, NotCached, TeacherMismatch
 from tvkd_shared.key import completion_keys
 from tvkd_shared.scored import Scored
 from tvkd_shared.store import StoreReader
-from tvkd_shared.wire import TokenItem
+from tvkd_shared.wire import TeacherInfo, TokenItem
+
+if TYPE_CHECKING:
+    # The settings are TRL's; a source is used without it.
+    from tvkd_client.config import TVKDConfig
 
 
 class ValueSource(Protocol):
@@ -63,6 +68,10 @@ class ServerSource:
         """Have the values of these pairs stored at the server. Returns how many were not stored before."""
         items, _ = grouped(prompts, completions)
         return self.client.fill(items, self.temperatures)
+
+    def stop(self) -> None:
+        """Make calls under way in other threads give up instead of waiting for a server that may come back."""
+        self.client.stop()
 
 
 class StoreSource:
@@ -122,6 +131,28 @@ class StoreSource:
         if len(teachers) > 1:
             raise InvalidRequest(f"store {self.path} holds several teachers; name one of {listed}")
         return teachers[0]
+
+
+def source_of(args: "TVKDConfig") -> ValueSource:
+    """The value source that the settings name. Raises InvalidRequest when they name none."""
+    temperatures = args.reading.temperatures
+    if args.value_source == "store" and args.store is not None:
+        return StoreSource(args.store, temperatures, teacher_id=args.teacher_id)
+    if args.value_source in ("server", "bulk") and args.teacher_url is not None:
+        return ServerSource(args.teacher_url, temperatures, teacher_id=args.teacher_id)
+    raise InvalidRequest(
+        f"alpha is {args.alpha} and no value source is set; set value_source to server, bulk or store, or alpha to 0"
+    )
+
+
+def teacher_of(source: ValueSource) -> TeacherInfo | None:
+    """What is known of a source's teacher; None for a source that is not ours."""
+    if isinstance(source, ServerSource):
+        return source.client.teacher()
+    if isinstance(source, StoreSource):
+        with closing(StoreReader(source.path)) as reader:
+            return TeacherInfo.model_validate(reader.teachers()[source.teacher_id])
+    return None
 
 
 def grouped(

@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 import socket
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +23,7 @@ from tvkd_shared.errors import (
     NotCached,
     Overloaded,
     PayloadTooLarge,
+    StoreUnavailable,
     TeacherMismatch,
     TeacherUnavailable,
     TokenOutOfRange,
@@ -172,20 +174,110 @@ def test_overload_is_retried_after_the_time_the_server_names():
     assert len(waits) == 2 and waits[1] - waits[0] >= 1
 
 
-@pytest.mark.parametrize("status", [502, 503, 504])
-def test_a_passing_outage_is_retried(status):
+def unavailable(code: str, **headers: str) -> httpx.Response:
+    problem = {"title": "", "status": 503, "detail": "said by the server", "code": code}
+    return httpx.Response(503, json=problem, headers=headers)
+
+
+@pytest.mark.parametrize(
+    "outage",
+    [
+        *(httpx.Response(status, text="<html>") for status in (502, 503, 504)),
+        unavailable("teacher-unavailable", **{"Retry-After": "0"}),
+        unavailable("store-unavailable", **{"Retry-After": "0"}),
+        httpx.ConnectError("refused"),
+    ],
+    ids=["502", "503", "504", "loading", "store", "no answer"],
+)
+def test_a_passing_outage_is_retried(outage):
     seen = []
 
     def handler(request):
         seen.append(request)
-        return (
-            httpx.Response(200, json=answer(request))
-            if len(seen) > 1
-            else httpx.Response(status, headers={"Retry-After": "0"})
-        )
+        if len(seen) > 1:
+            return httpx.Response(200, json=answer(request))
+        if isinstance(outage, Exception):
+            raise outage
+        return outage
 
     client_of(handler).potentials([ITEM])
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("error", [TeacherUnavailable, StoreUnavailable])
+def test_an_outage_without_a_time_to_retry_is_raised_at_once(error):
+    seen = []
+    with pytest.raises(error, match="said by the server"):
+        client_of(lambda request: seen.append(request) or unavailable(error.code)).potentials([ITEM])
+    assert len(seen) == 1
+
+
+ITEMS = [TokenItem(prompt_token_ids=[i], completions=[[i]]) for i in range(8)]
+
+
+def failing_beside_waiting(request: httpx.Request, waiting: threading.Event) -> httpx.Response:
+    """The first item is refused once another is told to come back in a minute."""
+    if json.loads(request.content)["items"][0]["prompt_token_ids"] == [0]:
+        assert waiting.wait(10)
+        return httpx.Response(422, json={"title": "", "status": 422, "detail": "no", "code": "invalid-request"})
+    waiting.set()
+    return unavailable("teacher-unavailable", **{"Retry-After": "60"})
+
+
+def threads_end(name: str) -> bool:
+    """Whether every thread of a pool has ended: Python waits for them before a process does."""
+    of_pool = [thread for thread in threading.enumerate() if thread.name.startswith(name)]
+    for thread in of_pool:
+        thread.join(5)
+    return not any(thread.is_alive() for thread in of_pool)
+
+
+@pytest.mark.parametrize("call", ["fill", "potentials"])
+def test_a_call_left_by_an_error_leaves_no_thread_that_waits(call):
+    waiting = threading.Event()
+    client = client_of(lambda request: failing_beside_waiting(request, waiting), request_tokens=2, patience=120)
+    with pytest.raises(InvalidRequest):
+        getattr(client, call)(ITEMS)
+    assert threads_end("tvkd")
+
+
+def test_an_interrupt_leaves_no_thread_that_waits():
+    def handler(request):
+        if json.loads(request.content)["items"][0]["prompt_token_ids"] == [0]:
+            return httpx.Response(200, json=answer(request))
+        return unavailable("teacher-unavailable", **{"Retry-After": "60"})
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        client_of(handler, request_tokens=2, patience=120).fill(ITEMS, progress=interrupted)
+    assert threads_end("tvkd")
+
+
+def test_a_stopped_client_gives_up_waiting_and_then_asks_again():
+    waiting, ready = threading.Event(), []
+
+    def handler(request):
+        waiting.set()
+        return httpx.Response(200, json=answer(request)) if ready else failing_beside_waiting(request, waiting)
+
+    client = client_of(handler, patience=120)
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(client.potentials, [ITEM])
+        assert waiting.wait(10)
+        client.stop()
+        with pytest.raises(TeacherUnavailable, match="given up"):
+            asked.result(10)
+    ready.append(True)
+    assert client.potentials([ITEM])
+
+
+def test_fill_tells_of_each_answered_request():
+    told = []
+    client = client_of(lambda request: httpx.Response(200, json=answer(request)), request_tokens=4)
+    client.fill(iter(ITEMS), progress=told.append)
+    assert [(one.sequences, one.tokens, one.hits) for one in told] == [(2, 4, 2)] * 4
 
 
 @pytest.mark.parametrize(
