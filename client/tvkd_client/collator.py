@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import get_worker_info
-from transformers import PreTrainedTokenizerBase
 
-from tvkd_client.reading import Reading, end_of_sequence
-from tvkd_client.source import ValueSource
+from tvkd_client.reading import Ending, Reading
+from tvkd_client.source import ServerSource, ValueSource
 from tvkd_shared.errors import InvalidRequest, WrongAnswer
 from tvkd_shared.value import Float64
 
@@ -32,17 +31,14 @@ class ShapingCollator:
         source: ValueSource,
         reading: Reading,
         *,
-        tokenizer: PreTrainedTokenizerBase,
-        eos: frozenset[int],
+        ending: Ending,
         concurrency: int,
     ) -> None:
         self.unshaped = unshaped
         self.source = source
         self.reading = reading
-        self._tokenizer = tokenizer
-        self._eos = eos
+        self._ending = ending
         self._concurrency = concurrency
-        self._blank: dict[int, bool] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._process = os.getpid()
 
@@ -80,14 +76,16 @@ class ShapingCollator:
         for record, completion, kept in zip(records, completions, kept_N, strict=True):
             if record.length != len(completion):
                 raise WrongAnswer(f"values of {record.length} tokens came for a completion of {len(completion)} tokens")
-            end = end_of_sequence(completion, self._eos, self._is_blank)
-            shaping_N.append(self.reading.of(record, kept=kept, end=end))
+            shaping_N.append(self.reading.of(record, kept=kept, end=self._ending.of(completion)))
         return np.array(shaping_N, np.float64)
 
-    def _is_blank(self, token: int) -> bool:
-        if token not in self._blank:
-            self._blank[token] = not str(self._tokenizer.decode([token])).strip()
-        return self._blank[token]
+    def close(self) -> None:
+        """Drop the requests not begun, and make those that wait for their server give up. A later call starts anew."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+        if isinstance(self.source, ServerSource):
+            self.source.stop()
 
     def _threads(self) -> ThreadPoolExecutor:
         # A forked process has the parent's pool and none of its threads: it would wait for ever.

@@ -1,15 +1,21 @@
-"""How a completion's record is read as one number. The maths is `tvkd_shared.shaping`; NumPy only.
+"""How a completion's record is read as one number, and where a completion ends. The maths is `tvkd_shared.shaping`.
 
 The teacher's values do not depend on the student, so in the loss a completion is one number, S.
 """
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.scored import Scored
 from tvkd_shared.shaping import Aggregate, Potential, Terminal, aggregate, potential, shaping
 from tvkd_shared.value import Float64
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,4 +70,38 @@ def end_of_sequence(completion: Sequence[int], eos: Collection[int], is_blank: C
             return index + 1
         if not is_blank(completion[index]):
             return None
+    return None
+
+
+class Ending:
+    """Where a tokenizer's completions end: at its own EOS and any of `declared`, a generation config's eos_token_id."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", declared: int | Sequence[int] | None) -> None:
+        several = declared if isinstance(declared, Sequence) else [declared]
+        self.eos = frozenset(token for token in [*several, tokenizer.eos_token_id] if token is not None)
+        self._tokenizer = tokenizer
+        self._blank: dict[int, bool] = {}
+
+    def of(self, completion: Sequence[int]) -> int | None:
+        """`end_of_sequence` of the completion."""
+        return end_of_sequence(completion, self.eos, self._is_blank)
+
+    def _is_blank(self, token: int) -> bool:
+        if token not in self._blank:
+            self._blank[token] = not str(self._tokenizer.decode([token])).strip()
+        return self._blank[token]
+
+
+def declared_eos(folder: str) -> int | list[int] | None:
+    """eos_token_id of a model's folder as transformers takes it: generation_config.json's, or else config.json's.
+
+    None where there is neither. Raises InvalidRequest for a file that is no JSON object.
+    """
+    for file in (Path(folder) / name for name in ("generation_config.json", "config.json")):
+        if file.is_file():
+            try:
+                declared: int | list[int] | None = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+            except (ValueError, AttributeError) as error:
+                raise InvalidRequest(f"{file} is no JSON object: {error}") from error
+            return declared
     return None

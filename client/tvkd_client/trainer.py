@@ -7,24 +7,23 @@ mean is left out there: what remains is no larger than the margin, and float32 h
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
+from tqdm.auto import tqdm
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from tvkd_client import trl_private
 from tvkd_client.collator import SHAPING, ShapingCollator
 from tvkd_client.config import TVKDConfig
 from tvkd_client.preference_tokens import check_vocabulary
-from tvkd_client.source import ServerSource, StoreSource, ValueSource
+from tvkd_client.reading import Ending
+from tvkd_client.source import ServerSource, ValueSource, source_of, teacher_of
 from tvkd_shared.errors import InvalidRequest, TeacherMismatch
-from tvkd_shared.store import StoreReader
-from tvkd_shared.wire import TeacherInfo
 
 PAIRS_A_BARRIER = 64
 """Pairs that are filled between two barriers: far less work than the process group's timeout allows."""
@@ -68,8 +67,11 @@ class TVKDTrainer(DPOTrainer):
         trl_private.check()
         if not isinstance(args, TVKDConfig):
             raise InvalidRequest(f"args is {type(args).__name__}, not TVKDConfig")
+        if isinstance(train_dataset, Dataset | IterableDataset) and next(iter(train_dataset), None) is None:
+            raise InvalidRequest("train_dataset has no rows; give at least one pair")
         if args.alpha != 0:
             _check_data(train_dataset, args)
+            _check_data(dpo.get("eval_dataset"), args)
             source = source or source_of(args)
             # Asked before a model is loaded: a server that is not there is known in a second.
             answering = source.teacher_id
@@ -78,7 +80,7 @@ class TVKDTrainer(DPOTrainer):
         self.alpha = args.alpha
         super().__init__(model, ref_model, args, train_dataset=train_dataset, **dpo)
         if args.alpha != 0 and source is not None:
-            if not args.other_vocabulary and (teacher := _teacher_of(source)) is not None:
+            if not args.other_vocabulary and (teacher := teacher_of(source)) is not None:
                 check_vocabulary(self._tokenizer, teacher)
             if args.value_source == "bulk":
                 self._fill(source)
@@ -86,10 +88,32 @@ class TVKDTrainer(DPOTrainer):
                 self.data_collator,
                 source,
                 args.reading,
-                tokenizer=self._tokenizer,
-                eos=self._eos(),
+                ending=self._ending(),
                 concurrency=args.value_concurrency,
             )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._close_collator()
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if self.alpha != 0:
+            _check_images(eval_dataset)
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        # Not when it ends well: in the middle of training, later batches have been asked for already.
+        except BaseException:
+            self._close_collator()
+            raise
+
+    def _close_collator(self) -> None:
+        if isinstance(self.data_collator, ShapingCollator):
+            self.data_collator.close()
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -98,12 +122,14 @@ class TVKDTrainer(DPOTrainer):
         if SHAPING not in inputs:
             return dpo_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
-        shaping, waited = _resolved(inputs.pop(SHAPING))
+        promise = inputs.pop(SHAPING)
+        # The reference forward comes before the wait: the values travel meanwhile.
         if self.precompute_ref_logps:
             references = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         else:
             reference_log_probs: Callable[..., Any] = self.compute_ref_log_probs
             references = reference_log_probs(self.ref_model or self.model, inputs)
+        shaping, waited = _resolved(promise)
 
         reward_B2 = self.alpha * np.stack(np.split(shaping, 2), 1)
         shift_B2 = (reward_B2 - reward_B2.mean(1, keepdims=True)) / self.beta
@@ -152,53 +178,44 @@ class TVKDTrainer(DPOTrainer):
     def _send_telemetry(self) -> None:
         """TRL reports each trainer to the hub; nobody asked for that here."""
 
-    def _eos(self) -> frozenset[int]:
+    def _ending(self) -> Ending:
         model: Any = self.model
-        declared = model.generation_config.eos_token_id
-        several = declared if isinstance(declared, list) else [declared]
-        return frozenset(token for token in [*several, self._tokenizer.eos_token_id] if token is not None)
+        return Ending(self._tokenizer, model.generation_config.eos_token_id)
 
     def _fill(self, source: ValueSource) -> None:
         """Puts the values of every row into the server's store. Rank 0 alone asks; the others wait for it."""
         if not isinstance(source, ServerSource):
             raise InvalidRequest(f"value_source bulk fills a server's store, and {type(source).__name__} is no server")
-        evaluation = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
-        datasets: list[Any] = [self.train_dataset, *evaluation.values()]
-        for rows in [dataset for dataset in datasets if dataset is not None]:
-            for start in range(0, len(rows), PAIRS_A_BARRIER):
-                if self.accelerator.is_main_process:
-                    chunk = rows[start : start + PAIRS_A_BARRIER]
-                    source.fill(chunk["prompt_ids"] * 2, chunk["chosen_ids"] + chunk["rejected_ids"])
-                self.accelerator.wait_for_everyone()
+        sets: list[Any] = [self.train_dataset, *_sets(self.eval_dataset)]
+        first = self.accelerator.is_main_process
+        with tqdm(
+            total=sum(map(len, sets)), desc="Filling the value store", disable=self.args.disable_tqdm or not first
+        ) as bar:
+            for rows in sets:
+                for start in range(0, len(rows), PAIRS_A_BARRIER):
+                    if first:
+                        chunk = rows[start : start + PAIRS_A_BARRIER]
+                        source.fill(chunk["prompt_ids"] * 2, chunk["chosen_ids"] + chunk["rejected_ids"])
+                        bar.update(len(chunk["prompt_ids"]))
+                    self.accelerator.wait_for_everyone()
 
 
-def source_of(args: TVKDConfig) -> ValueSource:
-    """The value source that the settings name. Raises InvalidRequest when they name none."""
-    temperatures = args.reading.temperatures
-    if args.value_source == "store" and args.store is not None:
-        return StoreSource(args.store, temperatures, teacher_id=args.teacher_id)
-    if args.value_source in ("server", "bulk") and args.teacher_url is not None:
-        return ServerSource(args.teacher_url, temperatures, teacher_id=args.teacher_id)
-    raise InvalidRequest(
-        f"alpha is {args.alpha} and no value source is set; set value_source to server, bulk or store, or alpha to 0"
-    )
+def _sets(given: Any) -> Iterator[Any]:
+    """The data sets of an argument that is one, a dict of several, None, or a name."""
+    for one in given.values() if isinstance(given, dict) else [given]:
+        if isinstance(one, Dataset | IterableDataset):
+            yield one
 
 
-def _teacher_of(source: ValueSource) -> TeacherInfo | None:
-    """What is known of a source's teacher; None for a source that is not ours."""
-    if isinstance(source, ServerSource):
-        return source.client.teacher()
-    if isinstance(source, StoreSource):
-        with closing(StoreReader(source.path)) as reader:
-            return TeacherInfo.model_validate(reader.teachers()[source.teacher_id])
-    return None
+def _check_data(given: Any, args: TVKDConfig) -> None:
+    if args.value_source == "bulk" and any(isinstance(one, IterableDataset) for one in _sets(given)):
+        raise InvalidRequest("value_source bulk needs data sets of known rows, and one here streams; use server")
+    _check_images(given)
 
 
-def _check_data(dataset: Dataset | IterableDataset, args: TVKDConfig) -> None:
-    if isinstance(dataset, IterableDataset) and args.value_source == "bulk":
-        raise InvalidRequest("value_source bulk needs a data set of known rows, and this one streams; use server")
-    if {"image", "images"} & set(next(iter(dataset))):
-        raise InvalidRequest("the data set has images, and values are kept for text tokens only")
+def _check_images(given: Any) -> None:
+    if any({"image", "images"} & set(next(iter(one), {})) for one in _sets(given)):
+        raise InvalidRequest("a data set has images, and values are kept for text tokens only")
 
 
 def _resolved(shaping: "np.ndarray | Future[np.ndarray]") -> tuple[np.ndarray, float]:

@@ -1,14 +1,24 @@
 """`tvkd show`: the picture says what the store holds, in colour and without."""
 
+import json
 import re
 import subprocess
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
+from known_records import scored
 from rich.color import Color
 
-from tvkd_client.show import luminance, main, shade
+from tvkd_client.dataset import load_preferences
+from tvkd_client.picture import luminance, shade
+from tvkd_client.preference_tokens import load_tokenizer, tokenize_preferences
+from tvkd_client.show import main
+from tvkd_server.store.store import Store
+from tvkd_shared.key import completion_keys
+from tvkd_shared.store import StoreReader
+from tvkd_shared.wire import TeacherInfo
 
 
 @pytest.fixture
@@ -39,6 +49,51 @@ def test_the_terminal_reading_is_applied_after_the_end_of_sequence(arguments, ca
     run(*arguments, "--terminal", "zero", "--gamma", "0.5")
     numbers = capsys.readouterr().out.partition("chosen\n")[2].splitlines()[1].split()
     assert numbers == ["+0.50", "-2.00", "-2.00"]
+
+
+def test_a_folder_s_other_ends_of_sequence_are_ends(small_store, tmp_path, capsys):
+    folder, data = tmp_path / "student", tmp_path / "chats.jsonl"
+    tokenizer = load_tokenizer(str(small_store.tokenizer))
+    tokenizer.eos_token = "w100"
+    tokenizer.save_pretrained(folder)
+    sides = {side: [{"role": "assistant", "content": word}] for side, word in (("chosen", "w8"), ("rejected", "w10"))}
+    chat = {"prompt": [{"role": "user", "content": "w20"}], **sides}
+    data.write_text(json.dumps(chat) + "\n")
+    tokens = tokenize_preferences(load_preferences(str(data)), tokenizer)[0]
+    assert tokens["chosen_ids"] == [8, 2, 7]
+    with closing(StoreReader(small_store.path)) as reader:
+        teacher = TeacherInfo.model_validate(reader.teachers()["0" * 32])
+    keys = completion_keys(teacher.id, tokens["prompt_ids"], [tokens["chosen_ids"], tokens["rejected_ids"]])
+    with closing(Store(tmp_path / "store")) as store:
+        store.add_teacher(teacher)
+        store.put([(key, scored([1.0, 3.0, 2.0, 2.5])) for key in keys])
+
+    def numbers() -> list[str]:
+        run("--dataset", data, "--store", tmp_path / "store", "--tokenizer", folder, "--terminal", "zero")
+        return capsys.readouterr().out.partition("chosen\n")[2].splitlines()[1].split()
+
+    assert numbers() == ["+2.00", "-1.00", "+0.50"]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [100, 2]}))
+    assert numbers() == ["+2.00", "-3.00", "+0.00"]
+
+
+@pytest.mark.parametrize("variable", ["TVKD_STORE", "TVKD_SERVER"])
+def test_a_flag_beats_a_variable_that_names_another_source(small_store, arguments, variable, monkeypatch, capsys):
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    if variable == "TVKD_SERVER":
+        assert run(*arguments) == 0
+    else:
+        server = ["--dataset", small_store.dataset, "--tokenizer", small_store.tokenizer, "--server", "nowhere"]
+        assert run(*server) == 2
+        assert "'nowhere' is not a URL" in capsys.readouterr().err
+
+
+def test_two_variables_that_name_a_source_are_refused_and_one_is_taken(small_store, monkeypatch, capsys):
+    monkeypatch.setenv("TVKD_STORE", str(small_store.path))
+    assert run("--dataset", small_store.dataset, "--tokenizer", small_store.tokenizer) == 0
+    monkeypatch.setenv("TVKD_SERVER", "http://127.0.0.1:1")
+    assert run("--dataset", small_store.dataset, "--tokenizer", small_store.tokenizer) == 2
+    assert "--server or --store" in capsys.readouterr().err
 
 
 def test_files_hold_the_same_picture_and_ask_the_network_for_nothing(arguments, tmp_path, capsys):

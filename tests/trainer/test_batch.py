@@ -1,14 +1,17 @@
 """What the collator puts into a batch, and what it refuses."""
 
 import pickle
+import threading
 from concurrent.futures import Future
 
+import httpx
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from runs import assert_same_run, rows, train
 from teacher_source import TeacherSource
 
+from tvkd_client import ServerSource, TeacherClient
 from tvkd_client.collator import SHAPING
 from tvkd_shared.errors import InvalidRequest, TeacherMismatch, WrongAnswer
 from tvkd_shared.scored import Scored
@@ -28,6 +31,16 @@ class OneTooMany(TeacherSource):
 
     def fetch(self, prompts, completions) -> list[Scored]:
         return super().fetch(prompts, [[*completion, 9] for completion in completions])
+
+
+class AfterTheReference(TeacherSource):
+    """Answers only once the reference's forward pass was made."""
+
+    passed = threading.Event()
+
+    def fetch(self, prompts, completions) -> list[Scored]:
+        assert self.passed.wait(10)
+        return super().fetch(prompts, completions)
 
 
 class OneMissing(TeacherSource):
@@ -110,6 +123,53 @@ def test_values_that_do_not_fit_stop_the_run(make_trainer, tiny_teacher, kind, m
         trainer.train()
 
 
+def test_values_travel_while_the_reference_is_computed(make_trainer, tiny_teacher):
+    source = AfterTheReference(tiny_teacher)
+    trainer = make_trainer(alpha=0.7, source=source)
+    reference = trainer.compute_ref_log_probs
+    trainer.compute_ref_log_probs = lambda *batch: (reference(*batch), source.passed.set())[0]
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    assert trainer.compute_loss(trainer.model, batch).isfinite()
+
+
+def alive(name: str) -> list[str]:
+    """Threads of a pool that do not end; Python would wait for them before the process does."""
+    of_pool = [thread for thread in threading.enumerate() if thread.name.startswith(name)]
+    for thread in of_pool:
+        thread.join(5)
+    return [thread.name for thread in of_pool if thread.is_alive()]
+
+
+def test_no_thread_is_left_when_training_ends_or_fails(make_trainer, tiny_teacher, source):
+    make_trainer(alpha=0.7, source=source).train()
+    assert alive("values") == []
+    failing = make_trainer(alpha=0.7, source=OneMissing(tiny_teacher))
+    with pytest.raises(WrongAnswer):
+        failing.train()
+    assert alive("values") == []
+    with pytest.raises(WrongAnswer):
+        failing.evaluate(Dataset.from_list(rows(2)))
+    assert alive("values") == []
+
+
+def test_a_closed_collator_ends_what_waits_for_a_server(make_trainer, source):
+    asked = threading.Event()
+
+    def loading(_: httpx.Request) -> httpx.Response:
+        asked.set()
+        problem = {"title": "", "status": 503, "detail": "loading", "code": "teacher-unavailable"}
+        return httpx.Response(503, json=problem, headers={"Retry-After": "60"})
+
+    trainer = make_trainer(alpha=0.7, source=source)
+    server = ServerSource("http://teacher.test")
+    server.client = TeacherClient("http://teacher.test", transport=httpx.MockTransport(loading))
+    trainer.data_collator.source = server
+    trainer.data_collator([trainer.train_dataset[0]])
+    assert asked.wait(10)
+    trainer.data_collator.close()
+    assert alive("values") == []
+
+
 def test_nothing_is_reported_to_the_hub(make_trainer, monkeypatch):
     reported = []
     monkeypatch.delenv("CI", raising=False)
@@ -130,7 +190,25 @@ def test_shaping_without_a_source_is_refused(make_trainer):
 
 def test_bulk_refuses_a_stream_and_a_source_that_is_no_server(make_trainer, pairs, source):
     bulk = {"alpha": 0.7, "source": source, "value_source": "bulk", "teacher_url": "http://127.0.0.1:9"}
-    with pytest.raises(InvalidRequest, match="streams"):
-        make_trainer(**bulk, train_dataset=pairs.to_iterable_dataset())
+    stream = pairs.to_iterable_dataset()
+    for streamed in ({"train_dataset": stream}, {"eval_dataset": stream}, {"eval_dataset": {"a": pairs, "b": stream}}):
+        with pytest.raises(InvalidRequest, match="streams"):
+            make_trainer(**bulk, **streamed)
     with pytest.raises(InvalidRequest, match="TeacherSource is no server"):
         make_trainer(**bulk)
+
+
+def test_images_are_refused_in_training_and_evaluation(make_trainer, pairs, source):
+    seen = pairs.add_column("image", ["x.png"] * len(pairs))
+    for data in ({"train_dataset": seen}, {"eval_dataset": seen}, {"eval_dataset": {"a": pairs, "b": seen}}):
+        with pytest.raises(InvalidRequest, match="has images"):
+            make_trainer(alpha=0.7, source=source, **data)
+    with pytest.raises(InvalidRequest, match="has images"):
+        make_trainer(alpha=0.7, source=source).evaluate(seen)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.7])
+def test_an_empty_training_set_is_refused(make_trainer, pairs, source, alpha):
+    for empty in (pairs.select([]), IterableDataset.from_generator(lambda: iter(()))):
+        with pytest.raises(InvalidRequest, match="train_dataset has no rows"):
+            make_trainer(alpha=alpha, source=source, train_dataset=empty)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvkd_client.reading import Reading, end_of_sequence
+from tvkd_client.reading import Ending, Reading, declared_eos, end_of_sequence
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.scored import Scored
 
@@ -95,6 +95,30 @@ def test_states_after_the_end_are_absorbing(source):
 )
 def test_a_completion_ends_at_its_last_eos_when_only_blanks_follow(completion, end):
     assert end_of_sequence(completion, {EOS}, is_blank) == end
+
+
+def test_every_declared_end_of_sequence_is_one(tiny_teacher, student, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
+    model = AutoModelForCausalLM.from_pretrained(student)
+    for declared in ([EOS, 9], 9, None):
+        folder = tmp_path / str(declared)
+        model.generation_config.eos_token_id = declared
+        model.generation_config.save_pretrained(folder)
+        assert declared_eos(str(folder)) == declared
+        ending = Ending(tokenizer, declared)
+        assert ending.of([WORD, EOS, NEWLINE]) == 2
+        assert ending.of([WORD, 9, NEWLINE]) == (2 if declared else None)
+
+
+def test_without_a_generation_config_the_model_s_own_counts(tmp_path):
+    assert declared_eos(str(tmp_path)) is None
+    (tmp_path / "config.json").write_text('{"eos_token_id": [2, 9]}')
+    assert declared_eos(str(tmp_path)) == [2, 9]
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(InvalidRequest, match=r"config\.json is no JSON object"):
+        declared_eos(str(tmp_path))
 
 
 def test_nothing_kept_is_refused_not_zero():

@@ -1,5 +1,6 @@
 """Server, bulk and store give the same run, to the bit."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,14 @@ def test_bulk_leaves_nothing_to_compute(make_trainer, server):
     trainer.evaluate()
     assert filled - before == 2 * (6 + 6)
     assert client.store().misses == filled
+
+
+def test_the_fill_shows_how_far_it_is(make_trainer, server, capfd):
+    data = Dataset.from_list(rows(5, seed=74))
+    make_trainer(**READING, **sources(server)["bulk"], train_dataset=data, disable_tqdm=False)
+    assert re.search(r"Filling the value store: 100%.* 5/5", capfd.readouterr().err)
+    make_trainer(**READING, **sources(server)["bulk"], train_dataset=data)
+    assert "Filling" not in capfd.readouterr().err
 
 
 def test_what_a_store_lacks_stops_the_run(make_trainer, server):
