@@ -52,9 +52,14 @@ def _load(name: str, split: str | None) -> datasets.Dataset | datasets.DatasetDi
     files = [str(path)] if path.is_file() else sorted(glob(str(path), recursive=True))  # noqa: PTH207 (absolute globs)
     if files:
         return datasets.load_dataset(_format(files), data_files={"train": files}, split=split)
-    if any(pattern.search(name) for pattern in _FORMATS.values()) or not _HUB_ID.fullmatch(name):
+    if any(pattern.search(name) for pattern in _FORMATS.values()) or not is_hub_id(name):
         raise InvalidRequest(f"no data set at {name}: there is no such file or folder, and it is no hub id")
     return datasets.load_dataset(name, split=split)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be one of the hub's: `name` or `owner/name`."""
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def _format(files: list[str]) -> str:

@@ -3,46 +3,49 @@
 Run it alone, or under `torchrun` or `accelerate launch` with `-m tvkd.cli train …`.
 """
 
-import re
-import sys
-import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from datasets import Dataset
+from transformers import AutoConfig
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, TrlParser, get_dataset
 from trl.trainer.model_config import ModelConfig
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from tvkd_client.config import TVKDConfig
-from tvkd_client.dataset import load_preferences
+from tvkd_client.dataset import is_hub_id, load_preferences
 from tvkd_client.trainer import TVKDTrainer
 from tvkd_shared.errors import InvalidRequest, TVKDError
+from tvkd_shared.settings import exit_code
 
 
 def main(argv: list[str]) -> int:
-    """Train as the file and flags say. Returns 0 done, 2 a user's mistake in one line, 1 a fault."""
+    """Train as the file and flags say. Returns 0 done, 2 a user's mistake, 1 a fault; one of TRL's own is raised."""
+    return exit_code("tvkd train", lambda: train(argv))
+
+
+def train(argv: list[str]) -> int:
+    """Train and save. Raises the errors of `tvkd_shared.errors`, and whatever TRL does not raise on purpose."""
     # TRL 1.16 sets what transformers 5.23 renamed; nobody who reads the warning can act on it.
     warnings.filterwarnings("ignore", r".*gradient_checkpointing.* is deprecated", FutureWarning)
-    try:
-        script, training, model, mixture = _parse(argv)
-        trainer = _build(script, training, model, mixture)
-    # TRL, transformers and datasets refuse settings and folders with these, and argparse with SystemExit for --help.
-    except (TVKDError, ValueError, TypeError, OSError, ImportError, yaml.YAMLError) as error:
-        return _refuse(error)
-    try:
-        _run(trainer, script)
-    except TVKDError as error:
-        return _refuse(error)
-    except Exception:
-        traceback.print_exc()
-        return 1
+    script, training, model, mixture = _parse(argv)
+    _run(_build(script, training, model, mixture), script)
     return 0
 
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+@contextmanager
+def _users_mistake(what: str = "") -> Iterator[None]:
+    """Around reading what the user wrote or named: TRL, transformers and datasets refuse it with any of these types."""
+    try:
+        yield
+    except TVKDError:
+        raise
+    except (ValueError, TypeError, OSError, ImportError, yaml.YAMLError) as error:
+        raise InvalidRequest(" ".join(f"{what}{error}".split()) or type(error).__name__) from error
 
 
 class _Parser(TrlParser):
@@ -58,14 +61,15 @@ def _parse(argv: list[str]) -> tuple[ScriptArguments, TVKDConfig, ModelConfig, D
         raise InvalidRequest("--config needs the path of a YAML file")
     settings: Any = (ScriptArguments, TVKDConfig, ModelConfig, DatasetMixtureConfig)
     parser = _Parser(settings, prog="tvkd train")
-    *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
+    with _users_mistake():
+        *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
     if unknown:
         named = ", ".join(word for word in unknown if word.startswith("--")) or " ".join(unknown)
         raise InvalidRequest(f"unknown settings: {named}; `tvkd train --help` lists them all")
     script, training, model, mixture = parsed
     if not model.model_name_or_path:
         raise InvalidRequest("model_name_or_path is not set: the student's folder or hub id")
-    if not Path(model.model_name_or_path).is_dir() and not _HUB_ID.fullmatch(model.model_name_or_path):
+    if not Path(model.model_name_or_path).is_dir() and not is_hub_id(model.model_name_or_path):
         raise InvalidRequest(f"model_name_or_path {model.model_name_or_path} is no folder, and it is no hub id")
     return script, training, model, mixture
 
@@ -74,6 +78,11 @@ def _build(
     script: ScriptArguments, training: TVKDConfig, model: ModelConfig, mixture: DatasetMixtureConfig
 ) -> TVKDTrainer:
     train, evaluation = _datasets(script, training, mixture)
+    with _users_mistake():
+        quantization, peft = get_quantization_config(model), get_peft_config(model)
+    student = str(model.model_name_or_path)
+    with _users_mistake(f"model {student} cannot be read: "):
+        AutoConfig.from_pretrained(student, revision=model.model_revision, trust_remote_code=training.trust_remote_code)
     own: Any = training.model_init_kwargs or {}
     training.model_init_kwargs = {
         "revision": model.model_revision,
@@ -82,12 +91,12 @@ def _build(
         **own,
     }
     return TVKDTrainer(
-        model.model_name_or_path,
+        student,
         args=training,
         train_dataset=train,
         eval_dataset=evaluation,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
+        quantization_config=quantization,
+        peft_config=peft,
     )
 
 
@@ -100,7 +109,8 @@ def _datasets(
     if mixture.datasets:
         if script.dataset_name:
             raise InvalidRequest("datasets and dataset_name are both set; keep one")
-        mixed = get_dataset(mixture)
+        with _users_mistake("datasets cannot be read: "):
+            mixed = get_dataset(mixture)
         if wants_evaluation and "test" not in mixed:
             raise InvalidRequest("eval_strategy needs a test split of datasets; set test_split_size")
         return mixed["train"], mixed["test"] if wants_evaluation else None
@@ -128,15 +138,3 @@ def _run(trainer: Any, script: ScriptArguments) -> None:
     trainer.model_wrapped = trainer.model
     trainer.accelerator.free_memory()
     trainer.end()
-
-
-def _refuse(error: Exception) -> int:
-    """One line on stderr, and 1 when it is the server's or the store's fault, else 2."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    print(f"tvkd train: {line}", file=sys.stderr)
-    fault: Any = isinstance(error, TVKDError) and error.status >= 500
-    return 1 if fault else 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -13,6 +13,7 @@ from runs import SMALL, rows
 from safetensors.torch import load_file
 
 from tvkd_client.train import main
+from tvkd_shared.errors import InvalidRequest
 
 CONFIG = SMALL | {"alpha": 0.7, "gamma": 0.9, "terminal": "zero", "max_steps": -1, "num_train_epochs": 1}
 
@@ -58,6 +59,7 @@ def test_flags_override_the_file_and_lora_is_a_setting(config, tmp_path):
         (["--num_processes", "2"], "unknown settings: --num_processes"),
         (["--dataset_name", "none.jsonl"], "no data set at none.jsonl"),
         (["--alpha", "0", "--model_name_or_path", "/none"], "/none is no folder"),
+        (["--alpha", "0", "--model_name_or_path", "tests"], "model tests cannot be read"),
         (["--value_source", "store", "--store", "/none"], "/none"),
         (["--value_source", "server", "--teacher_url", "localhost"], "is not a URL"),
         (["--dataset_streaming"], "streaming is not served here"),
@@ -78,6 +80,21 @@ def test_a_bad_file_is_one_line_and_exit_2(config, capsys, content):
     assert main(["--config", str(path)]) == 2
     err = capsys.readouterr().err
     assert err.count("tvkd train: ") == 1 and "Traceback" not in err
+
+
+def test_a_fault_of_trl_is_no_mistake_of_the_user(config, monkeypatch):
+    def broken(*_, **__):
+        raise TypeError("a bug of TRL")
+
+    monkeypatch.setattr("tvkd_client.trainer.DPOTrainer.__init__", broken)
+    with pytest.raises(TypeError, match="a bug of TRL"):
+        main(["--config", config(alpha=0.0)])
+
+
+def test_a_traceback_is_there_for_who_asks(config, monkeypatch):
+    monkeypatch.setenv("TVKD_TRACEBACK", "1")
+    with pytest.raises(InvalidRequest, match="gamma"):
+        main(["--config", config(), "--gamma", "2"])
 
 
 def test_two_processes_train_with_each_source_alike(config, server, tmp_path):
