@@ -13,7 +13,7 @@ from teacher_source import TeacherSource
 
 from tvkd_client import ServerSource, TeacherClient
 from tvkd_client.collator import SHAPING
-from tvkd_shared.errors import InvalidRequest, TeacherMismatch, WrongAnswer
+from tvkd_shared.errors import InvalidRequest, TeacherMismatch, TeacherUnavailable, WrongAnswer
 from tvkd_shared.scored import Scored
 
 CHATS = [
@@ -160,14 +160,16 @@ def test_a_closed_collator_ends_what_waits_for_a_server(make_trainer, source):
         problem = {"title": "", "status": 503, "detail": "loading", "code": "teacher-unavailable"}
         return httpx.Response(503, json=problem, headers={"Retry-After": "60"})
 
-    trainer = make_trainer(alpha=0.7, source=source)
+    trainer = make_trainer(alpha=0.7, source=source, value_concurrency=1)
     server = ServerSource("http://teacher.test")
     server.client = TeacherClient("http://teacher.test", transport=httpx.MockTransport(loading))
     trainer.data_collator.source = server
-    trainer.data_collator([trainer.train_dataset[0]])
+    begun, waiting = (trainer.data_collator([trainer.train_dataset[0]])[SHAPING] for _ in range(2))
     assert asked.wait(10)
     trainer.data_collator.close()
-    assert alive("values") == []
+    assert alive("values") == [] and waiting.cancelled()
+    with pytest.raises(TeacherUnavailable, match="given up"):
+        begun.result(0)
 
 
 def test_nothing_is_reported_to_the_hub(make_trainer, monkeypatch):
