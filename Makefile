@@ -33,7 +33,7 @@ demo: $(VENV)/demo.installed
 	$(BIN)/tvkd demo
 
 test: $(VENV)/dev.installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .

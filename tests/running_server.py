@@ -25,7 +25,7 @@ class RunningServer:
     log: list[str] = field(default_factory=list)
 
     def metric(self, name: str) -> float:
-        found = re.search(rf"^{name} (\S+)$", httpx.get(f"{self.url}/metrics").text, re.MULTILINE)
+        found = re.search(rf"^{re.escape(name)} (\S+)$", httpx.get(f"{self.url}/metrics").text, re.MULTILINE)
         assert found, f"no metric {name}"
         return float(found[1])
 

@@ -39,6 +39,8 @@ class Admission:
             self._released += tokens
 
     def _seconds_to_half(self) -> float:
-        """Time for half the queue to pass at the rate seen since it was last empty, within 1 … 60 s."""
+        """Time for half the queue to pass at the rate seen since it was last empty, within 1 … 60 s; 2 before that."""
+        if not self._released:
+            return 2.0
         elapsed = time.monotonic() - self._busy_since
-        return min(60.0, max(1.0, self.queued / 2 * elapsed / max(self._released, 1)))
+        return min(60.0, max(1.0, self.queued / 2 * elapsed / self._released))

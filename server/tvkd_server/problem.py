@@ -7,11 +7,15 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from tvkd_shared.errors import InvalidRequest, TVKDError
-from tvkd_shared.wire import Problem
+from tvkd_shared.wire import Problem, first_mistake
 
 logger = logging.getLogger(__name__)
+
+CODE = "tvkd.problem"
+"""Where a problem notes its code in the ASGI scope, for whoever counts outcomes."""
 
 _HTTP_CODES = {400: "invalid-request", 404: "not-found", 405: "method-not-allowed"}
 
@@ -27,7 +31,19 @@ def problem_response(error: TVKDError) -> Response:
 
 def _response(status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> Response:
     problem = Problem(title=code.replace("-", " ").capitalize(), status=status, detail=detail, code=code)
-    return Response(problem.model_dump_json(), status, headers, media_type="application/problem+json")
+    return _ProblemResponse(problem, headers)
+
+
+class _ProblemResponse(Response):
+    media_type = "application/problem+json"
+
+    def __init__(self, problem: Problem, headers: dict[str, str] | None) -> None:
+        super().__init__(problem.model_dump_json(), problem.status, headers)
+        self._code = problem.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[CODE] = self._code
+        await super().__call__(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:
@@ -35,11 +51,15 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(TVKDError)
     async def _on_purpose(_request: Request, error: TVKDError) -> Response:
+        if error.status >= 500 and error.retry_after is None:
+            logger.error("%s: %s", error.code, error)
         return problem_response(error)
 
     @app.exception_handler(RequestValidationError)
-    async def _malformed(_request: Request, error: RequestValidationError) -> Response:
-        return problem_response(InvalidRequest(_first_line(error)))
+    async def _malformed(request: Request, error: RequestValidationError) -> Response:
+        if "json" not in request.headers.get("content-type", ""):
+            return problem_response(InvalidRequest("send the request as `Content-Type: application/json`"))
+        return problem_response(InvalidRequest(first_mistake(error.errors())))
 
     @app.exception_handler(HTTPException)
     async def _http(_request: Request, error: HTTPException) -> Response:
@@ -50,11 +70,3 @@ def install(app: FastAPI) -> None:
     async def _fault(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return _response(500, "internal-error", "an unexpected fault; the server's log has the details")
-
-
-def _first_line(error: RequestValidationError) -> str:
-    """The first mistake and where it is, as one line: `body.items[0].completions[1][3]: …`."""
-    first, *rest = error.errors()
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-    more = f" (and {len(rest)} more)" if rest else ""
-    return f"{place}: {first['msg']}{more}"

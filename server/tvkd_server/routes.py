@@ -1,7 +1,6 @@
 """The HTTP interface: what is asked of whom. The work is done by the service."""
 
 import hmac
-import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -9,7 +8,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from tvkd_server.service import Service
-from tvkd_shared.errors import BY_CODE, TVKDError, Unauthorized
+from tvkd_shared.errors import BY_CODE, Unauthorized
 from tvkd_shared.wire import PotentialsAnswer, PotentialsRequest, Problem, StoreInfo, TeacherInfo
 
 PROBLEM: dict[str, Any] = {"model": Problem, "content": {"application/problem+json": {}}}
@@ -40,17 +39,7 @@ operations = APIRouter()
 @v1.post("/potentials", response_model_exclude_none=True, responses={400: PROBLEM})
 async def potentials(request: PotentialsRequest, service: Ready) -> PotentialsAnswer:
     """Values of each completion after each prompt: from the store, else from the teacher and then stored."""
-    started, outcome = time.perf_counter(), "internal-error"
-    try:
-        answer = await service.potentials(request)
-        outcome = "ok"
-    except TVKDError as error:
-        outcome = error.code
-        raise
-    finally:
-        service.metrics.requests.labels(outcome).inc()
-        service.metrics.request_seconds.observe(time.perf_counter() - started)
-    return answer
+    return await service.potentials(request)
 
 
 @v1.get("/teacher")

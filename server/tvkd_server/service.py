@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tvkd_server.admission import Admission
+from tvkd_server.flights import Claim, Flights
 from tvkd_server.metrics import Metrics
 from tvkd_server.store import Store
 from tvkd_server.teachers.limits import check
 from tvkd_server.teachers.teacher import Teacher
 from tvkd_server.writer import GroupCommit
-from tvkd_shared.errors import NotCached, PayloadTooLarge, StoreUnavailable, TeacherMismatch
+from tvkd_shared.errors import NotCached, PayloadTooLarge, StoreUnavailable, TeacherMismatch, TVKDError
 from tvkd_shared.key import completion_keys
 from tvkd_shared.scored import Scored
 from tvkd_shared.wire import (
@@ -32,6 +34,12 @@ class _Work:
     keys: list[bytes]
     from_text: bool
 
+    @property
+    def size(self) -> int:
+        """Tokens that were sent: the prompt once, or as often as it was tokenised, and each completion."""
+        times = len(self.keys) if self.from_text else 1
+        return times * len(self.tokens.prompt_token_ids) + sum(map(len, self.tokens.completions))
+
     def cost(self, missing: set[bytes]) -> int:
         """Tokens the teacher reads for the missing completions: the prompt once, each completion."""
         lengths = {key: len(ids) for key, ids in zip(self.keys, self.tokens.completions, strict=True)}
@@ -49,8 +57,11 @@ class Service:
         self.admission = Admission(max_queued_tokens)
         self.metrics = metrics
         self._commit = GroupCommit(store)
-        self._flights: dict[bytes, asyncio.Future[None]] = {}
+        self._flights = Flights()
+        # Threads of its own, so that tokenising long texts keeps no look-up waiting.
+        self._preparing = ThreadPoolExecutor(2, "prepare")
         metrics.queued_tokens.set_function(lambda: self.admission.queued)
+        metrics.corrupt.set_function(lambda: store.counts().corrupt)
         store.add_teacher(teacher.info)
 
     async def potentials(self, request: PotentialsRequest) -> PotentialsAnswer:
@@ -58,7 +69,7 @@ class Service:
         info = self.teacher.info
         if request.teacher_id not in (None, info.id):
             raise TeacherMismatch(f"teacher {request.teacher_id} was asked for; this server runs {info.id}")
-        work = await asyncio.to_thread(self._prepare, request)
+        work = await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, request)
         if request.cache == "skip":
             records, fresh = await self._skip_store(work, request.temperatures)
         else:
@@ -82,19 +93,27 @@ class Service:
 
     def _prepare(self, request: PotentialsRequest) -> list[_Work]:
         """Tokenise and check every item before the teacher sees one."""
-        work, total = [], 0
+        work: list[_Work] = []
+        left = self.max_request_tokens
         for index, item in enumerate(request.items):
-            tokens = self.teacher.tokenize(item) if isinstance(item, TextItem) else item
+            at = f"items[{index}]"
+            tokens = self._tokenized(item, left, at) if isinstance(item, TextItem) else item
             prompt, completions = tokens.prompt_token_ids, tokens.completions
-            check(self.teacher.info, prompt, completions, request.temperatures, f"items[{index}]")
+            check(self.teacher.info, prompt, completions, request.temperatures, at)
             keys = completion_keys(self.teacher.info.id, prompt, completions)
             work.append(_Work(tokens, keys, isinstance(item, TextItem)))
-            total += work[-1].cost(set(keys))
-        if total > self.max_request_tokens:
-            raise PayloadTooLarge(
-                f"the request holds {total:,} tokens; at most {self.max_request_tokens:,} fit: split it"
-            )
+            left -= work[-1].size
+            if left < 0:
+                raise PayloadTooLarge(
+                    f"{at}: the request holds more than {self.max_request_tokens:,} tokens, the most that fit: split it"
+                )
         return work
+
+    def _tokenized(self, item: TextItem, left: int, at: str) -> TokenItem:
+        try:
+            return self.teacher.tokenize(item, left)
+        except TVKDError as error:
+            raise type(error)(f"{at}: {error}") from error
 
     async def _through_store(
         self, work: list[_Work], request: PotentialsRequest
@@ -108,10 +127,17 @@ class Service:
             return records, set()
         if request.cache == "only":
             raise NotCached(f"{len(missing)} of {len(keys)} completions are not in the store, and cache is `only`")
-        with self.admission.hold(sum(item.cost(missing) for item in work)):
-            outcomes = await asyncio.gather(
-                *(self._fill(item, missing, request.temperatures) for item in work), return_exceptions=True
-            )
+        # Claimed and admitted before anything is awaited: only what this request computes itself counts.
+        claims = [self._flights.claim(key for key in item.keys if key in missing) for item in work]
+        try:
+            with self.admission.hold(sum(w.cost(set(c.mine)) for w, c in zip(work, claims, strict=True))):
+                outcomes = await asyncio.gather(
+                    *(self._fill(w, c, request.temperatures) for w, c in zip(work, claims, strict=True)),
+                    return_exceptions=True,
+                )
+        finally:
+            for claim in claims:
+                claim.land()
         fresh: set[bytes] = set()
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
@@ -124,46 +150,44 @@ class Service:
             raise StoreUnavailable("values just stored could not be read back: check the store's disk, then try again")
         return records | stored, fresh
 
-    async def _fill(self, item: _Work, missing: set[bytes], temperatures: Sequence[float]) -> set[bytes]:
-        """Bring the item's missing keys into the store, each computed once whoever asks. Returns those scored here."""
-        wanted = {k: ids for k, ids in zip(item.keys, item.tokens.completions, strict=True) if k in missing}
+    async def _fill(self, item: _Work, claim: Claim, temperatures: Sequence[float]) -> set[bytes]:
+        """Bring the claimed keys into the store and wait for those of others. Returns the keys scored here."""
+        completions = dict(zip(item.keys, item.tokens.completions, strict=True))
         scored_here: set[bytes] = set()
-        while wanted:
-            theirs = {key: self._flights[key] for key in wanted if key in self._flights}
-            mine = [key for key in wanted if key not in theirs]
-            landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._flights.update(dict.fromkeys(mine, landed))
-            try:
-                # Another flight may have landed between this request's look-up and now.
-                present = await self._look_up(mine, temperatures)
-                absent = [key for key in mine if key not in present]
+        while True:
+            with claim:
+                # Another flight may have landed between this request's look-up and its claim.
+                present = await self._look_up(claim.mine, temperatures)
+                absent = [key for key in claim.mine if key not in present]
                 if absent:
-                    scored = await self._score(item.tokens.prompt_token_ids, [wanted[k] for k in absent], temperatures)
+                    scored = await self._score(
+                        item.tokens.prompt_token_ids, [completions[key] for key in absent], temperatures
+                    )
                     with self.metrics.store_seconds.labels("put").time():
                         await self._commit.put(list(zip(absent, scored, strict=True)))
                     self.metrics.computed.inc(len(absent))
                     scored_here.update(absent)
-            finally:
-                for key in mine:
-                    del self._flights[key]
-                landed.set_result(None)
-            if theirs:
-                await asyncio.wait(set(theirs.values()))
-            # A flight that failed, or carried other temperatures, leaves its keys to be tried again here.
-            landed_elsewhere = await self._look_up(list(theirs), temperatures)
-            wanted = {key: wanted[key] for key in theirs if key not in landed_elsewhere}
-        return scored_here
+            await claim.others()
+            # A flight that was cancelled, or carried other temperatures, leaves its keys to be claimed again.
+            landed = await self._look_up(list(claim.theirs), temperatures)
+            left = [key for key in claim.theirs if key not in landed]
+            if not left:
+                return scored_here
+            claim = self._flights.claim(left)
 
     async def _skip_store(
         self, work: list[_Work], temperatures: Sequence[float]
     ) -> tuple[dict[bytes, Scored], set[bytes]]:
-        tokens = sum(item.cost(set(item.keys)) for item in work)
-        with self.admission.hold(tokens):
+        once = [dict(zip(item.keys, item.tokens.completions, strict=True)) for item in work]
+        with self.admission.hold(sum(item.cost(set(item.keys)) for item in work)):
             scored = await asyncio.gather(
-                *(self._score(w.tokens.prompt_token_ids, w.tokens.completions, temperatures) for w in work)
+                *(
+                    self._score(item.tokens.prompt_token_ids, list(completions.values()), temperatures)
+                    for item, completions in zip(work, once, strict=True)
+                )
             )
-        records = {key: one for w, row in zip(work, scored, strict=True) for key, one in zip(w.keys, row, strict=True)}
-        self.metrics.computed.inc(sum(len(row) for row in scored))
+        records = {key: one for keys, row in zip(once, scored, strict=True) for key, one in zip(keys, row, strict=True)}
+        self.metrics.computed.inc(sum(map(len, scored)))
         return records, set(records)
 
     async def _score(
@@ -194,9 +218,11 @@ class Service:
             hits=self.metrics.count("tvkd_cached_completions_total"),
             misses=self.metrics.count("tvkd_computed_completions_total")
             + self.metrics.count("tvkd_joined_completions_total"),
+            corrupt=counts.corrupt,
         )
 
     async def close(self) -> None:
+        self._preparing.shutdown(wait=False, cancel_futures=True)
         await self.teacher.close()
         await asyncio.to_thread(self.store.close)
 

@@ -1,9 +1,9 @@
 """Every setting of `tvkd serve`: one model, from which the flags, the `TVKD_…` variables and `--help` are made."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, PositiveInt, SecretStr, model_validator
+from pydantic import Field, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tvkd_shared.errors import InvalidRequest
@@ -27,7 +27,9 @@ class ServeSettings(BaseSettings):
     api_key: SecretStr | None = Field(
         None, description="bearer token that /v1 asks for; prefer the variable or the file, flags show in `ps`"
     )
-    api_key_file: Path | None = Field(None, description="file that holds the bearer token, as secrets are mounted")
+    api_key_file: Path | None = Field(
+        None, description="file that holds the bearer token, as secrets are mounted; it goes before --api-key"
+    )
 
     dtype: str = Field("auto", description="auto: the checkpoint's own; float32 on a CPU, where bfloat16 is far slower")
     device: str = Field("auto", description="cpu, cuda, cuda:1, …; auto: a GPU if there is one")
@@ -48,21 +50,17 @@ class ServeSettings(BaseSettings):
         30, description="how long a stopping server finishes requests in flight; what is computed is kept in any case"
     )
 
-    @model_validator(mode="after")
-    def _one_source_of_the_key(self) -> Self:
-        if self.api_key and self.api_key_file:
-            raise ValueError("give --api-key or --api-key-file, not both")
-        return self
-
     def bearer_token(self) -> str | None:
-        """The API key, from flag, variable or file. Raises InvalidRequest when the file is unreadable or empty."""
-        if self.api_key_file is None:
-            token = self.api_key.get_secret_value() if self.api_key else None
-        else:
+        """The API key; a file goes before flag and variable. Raises InvalidRequest if it cannot be sent."""
+        if self.api_key_file is not None:
             try:
                 token = self.api_key_file.read_text().strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise InvalidRequest(f"--api-key-file {self.api_key_file} cannot be read: {error}") from error
-        if token == "":
-            raise InvalidRequest("the API key is empty; leave it out to serve without one")
+        elif self.api_key is not None:
+            token = self.api_key.get_secret_value().strip()
+        else:
+            return None
+        if not token or not token.isascii() or not token.isprintable():
+            raise InvalidRequest("the API key is empty or not plain ASCII; leave it out to serve without one")
         return token

@@ -16,7 +16,9 @@ from tvkd_shared.scored import Scored
 MAX_TEMPERATURES = 8
 
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+# Lists fail at their first mistake: gathering all of a large body's mistakes takes minutes and gigabytes.
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+TeacherId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Temperature = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 
@@ -35,14 +37,14 @@ class TokenItem(_Closed):
     """One prompt and its completions, as token ids of the teacher's vocabulary."""
 
     prompt_token_ids: TokenIds
-    completions: Annotated[list[TokenIds], Field(min_length=1)]
+    completions: Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
 
 
 class TextItem(_Closed):
     """One prompt and its completions as text, or a chat as messages, tokenised with the teacher's own template."""
 
-    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[Message], Field(min_length=1)]
-    completions: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    completions: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, fail_fast=True)]
 
 
 def _item_kind(item: Any) -> str:
@@ -57,7 +59,7 @@ Item = Annotated[Annotated[TokenItem, Tag("tokens")] | Annotated[TextItem, Tag("
 class PotentialsRequest(_Closed):
     temperatures: Annotated[list[Temperature], Field(min_length=1, max_length=MAX_TEMPERATURES)] = [1.0]
     entropy: bool = Field(False, description="send the entropy of each state too")
-    teacher_id: str | None = Field(None, description="409 if another teacher answers")
+    teacher_id: TeacherId | None = Field(None, description="409 if another teacher answers")
     cache: Literal["use", "only", "skip"] = Field(
         "use",
         description="use: look up, compute what is missing, keep it. only: a miss is an error, "
@@ -66,7 +68,7 @@ class PotentialsRequest(_Closed):
     return_: Literal["values", "digests"] = Field(
         "values", alias="return", description="digests: fill the store, send no values back"
     )
-    items: Annotated[list[Item], Field(min_length=1)]
+    items: Annotated[list[Item], Field(min_length=1, fail_fast=True)]
 
     model_config = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
 
@@ -137,7 +139,7 @@ class TeacherInfo(BaseModel):
 
 
 class StoreInfo(BaseModel):
-    """`GET /v1/store`. Hits and misses count completions since the server started."""
+    """`GET /v1/store`. Hits, misses (completions) and corrupt (damaged blocks met) count since the server started."""
 
     sequences: int
     tokens: int
@@ -145,6 +147,7 @@ class StoreInfo(BaseModel):
     bytes_per_token: float
     hits: int
     misses: int
+    corrupt: int
 
 
 class Problem(BaseModel):

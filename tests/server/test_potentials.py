@@ -1,5 +1,6 @@
 """`POST /v1/potentials` on a real server: what is answered, what is kept, what is refused."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
@@ -7,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
+from running_server import start_server
 from tvkd_shared.key import completion_keys
 from tvkd_shared.value import entropy, value
 
@@ -88,6 +90,16 @@ def test_the_same_key_asked_by_fifty_clients_at_once_is_computed_once(ask, serve
     assert server.metric(COMPUTED) == computed + 1
     assert sum(not answer.pop("cached") for answer in answers) == 1
     assert all(answer == answers[0] for answer in answers)
+
+
+def test_waiting_for_anothers_computation_takes_no_place_in_the_queue(tiny_teacher, tmp_path):
+    server = start_server(tiny_teacher, tmp_path / "values", "--max-queued-tokens", "300")
+    item = {"prompt_token_ids": [9], "completions": [[10] * 200]}
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(lambda _: httpx.post(f"{server.url}/v1/potentials", json={"items": [item]}), range(50)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert server.metric(COMPUTED) == 1 and server.metric("tvkd_queued_tokens") == 0
+    server.kill()
 
 
 def test_a_repeated_completion_in_one_request_is_computed_once(ask, server):
@@ -186,6 +198,56 @@ def test_the_store_counts_what_it_keeps(ask, server):
     assert after["misses"] - before["misses"] == 2
 
 
+def test_every_outcome_is_counted(ask, server):
+    def counted(outcome):
+        return server.metric(f'tvkd_requests_total{{outcome="{outcome}"}}')
+
+    asked = {
+        "ok": fresh_item(),
+        "token-out-of-range": {"prompt_token_ids": [999], "completions": [[1]]},
+        "invalid-request": {},
+    }
+    for item in asked.values():
+        ask(item)
+    before = {outcome: counted(outcome) for outcome in asked}
+    for item in asked.values():
+        ask(item)
+    assert {outcome: counted(outcome) - before[outcome] for outcome in asked} == dict.fromkeys(asked, 1)
+
+
 @pytest.mark.parametrize("path", ["/v1/nothing", "/nothing"])
 def test_an_unknown_path_is_a_problem_too(server, path):
     refused(httpx.get(server.url + path), 404, "not-found")
+
+
+def test_repeated_completions_count_towards_a_request_and_are_scored_once(server):
+    repeated = {"prompt_token_ids": [9] * 50, "completions": [[10] * 100] * 3000}
+    answer = httpx.post(f"{server.url}/v1/potentials", json={"items": [repeated], "cache": "skip"}, timeout=60)
+    refused(answer, 413, "payload-too-large")
+    ran = server.metric(TOKENS)
+    repeated["completions"] = [[10] * 100] * 20
+    answers = completions_of(httpx.post(f"{server.url}/v1/potentials", json={"items": [repeated], "cache": "skip"}))
+    assert len(answers) == 20 and server.metric(TOKENS) == ran + 150
+
+
+def test_a_large_body_of_mistakes_fails_at_the_first(server):
+    wrong = {"prompt_token_ids": ["a"] * 250_000, "completions": [[1]] * 250_000}
+    detail = refused(httpx.post(f"{server.url}/v1/potentials", json={"items": [wrong]}), 422, "invalid-request")
+    assert "more" not in detail
+
+
+def test_a_text_item_that_is_wrong_is_named(ask):
+    good = {"prompt": "w20", "completions": [" w30"]}
+    assert "items[1]" in refused(ask(good, {"prompt": "w20 " * 300, "completions": ["w9"]}), 422, "sequence-too-long")
+
+
+@pytest.mark.parametrize("teacher_id", ["\ud800", "x" * 32, "0" * 31])
+def test_what_is_no_teacher_id_is_refused(server, teacher_id):
+    body = json.dumps({"items": [fresh_item()], "teacher_id": teacher_id})
+    answer = httpx.post(f"{server.url}/v1/potentials", content=body, headers={"content-type": "application/json"})
+    refused(answer, 422, "invalid-request")
+
+
+def test_a_body_of_another_type_is_told_what_to_send(server):
+    answer = httpx.post(f"{server.url}/v1/potentials", content=b"{}", headers={"content-type": "text/plain"})
+    assert "application/json" in refused(answer, 422, "invalid-request")

@@ -26,7 +26,7 @@ def test_values_of_a_real_teacher_agree_with_its_full_float32_logits():
     directory = teacher_directory()
     teacher, reference = TransformersTeacher.load(directory, device="cpu"), Reference(directory, "sdpa")
     items = [
-        teacher.tokenize(TextItem(prompt=[Message(role="user", content=prompt)], completions=completions))
+        teacher.tokenize(TextItem(prompt=[Message(role="user", content=prompt)], completions=completions), 10**6)
         for prompt, completions in QUESTIONS.items()
     ]
 

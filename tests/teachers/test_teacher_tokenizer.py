@@ -5,7 +5,7 @@ from small_models import save
 from transformers import AutoTokenizer
 
 from tvkd_server.teachers.tokenizer import Tokenizer
-from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.errors import InvalidRequest, PayloadTooLarge, SequenceTooLong
 from tvkd_shared.wire import Message, TextItem
 
 CHAT = [Message(role="user", content="w9 w10")]
@@ -18,13 +18,13 @@ def words(tiny_teacher):
 
 def test_text_is_taken_as_it_stands(tiny_teacher, words):
     item = TextItem(prompt="w9 w10", completions=[" w11", " w12 w13"])
-    tokens = Tokenizer.load(tiny_teacher).tokenize(item)
+    tokens = Tokenizer.load(tiny_teacher).tokenize(item, 256, 1000)
     assert words.convert_ids_to_tokens(tokens.prompt_token_ids) == ["w9", "w10"]
     assert [words.convert_ids_to_tokens(ids) for ids in tokens.completions] == [["w11"], ["w12", "w13"]]
 
 
 def test_messages_go_through_the_chat_template_with_the_completion_as_the_answer(tiny_teacher, words):
-    tokens = Tokenizer.load(tiny_teacher).tokenize(TextItem(prompt=CHAT, completions=["w11"]))
+    tokens = Tokenizer.load(tiny_teacher).tokenize(TextItem(prompt=CHAT, completions=["w11"]), 256, 1000)
     assert words.convert_ids_to_tokens(tokens.prompt_token_ids) == ["<user>", "w9", "w10", "<eos>", "\n", "<assistant>"]
     assert words.convert_ids_to_tokens(tokens.completions[0]) == ["w11", "<eos>", "\n"]
 
@@ -38,21 +38,21 @@ def test_messages_go_through_the_chat_template_with_the_completion_as_the_answer
 )
 def test_a_completion_that_cannot_be_divided_from_its_prompt_is_refused(item, says, tiny_teacher):
     with pytest.raises(InvalidRequest, match=says):
-        Tokenizer.load(tiny_teacher).tokenize(item)
+        Tokenizer.load(tiny_teacher).tokenize(item, 256, 1000)
 
 
 def test_messages_are_refused_without_a_chat_template(tiny_teacher, words, tmp_path):
     words.chat_template = None
     words.save_pretrained(tmp_path)
     with pytest.raises(InvalidRequest, match="no chat template"):
-        Tokenizer.load(tmp_path).tokenize(TextItem(prompt=CHAT, completions=["w11"]))
+        Tokenizer.load(tmp_path).tokenize(TextItem(prompt=CHAT, completions=["w11"]), 256, 1000)
 
 
 def test_text_is_refused_without_a_tokenizer(tmp_path):
     tokenizer = Tokenizer.load(save("llama", tmp_path))
     assert tokenizer.digest is None and tokenizer.chat_template_digest is None
     with pytest.raises(InvalidRequest, match="without a tokenizer; send token ids"):
-        tokenizer.tokenize(TextItem(prompt="w9", completions=[" w10"]))
+        tokenizer.tokenize(TextItem(prompt="w9", completions=[" w10"]), 256, 1000)
 
 
 def test_the_digests_tell_tokenizers_and_templates_apart(tiny_teacher, words, tmp_path):
@@ -64,3 +64,11 @@ def test_the_digests_tell_tokenizers_and_templates_apart(tiny_teacher, words, tm
     other_template, other_token = Tokenizer.load(tmp_path / "template"), Tokenizer.load(tmp_path / "token")
     assert before.digest == other_template.digest != other_token.digest
     assert before.chat_template_digest != other_template.chat_template_digest == other_token.chat_template_digest
+
+
+def test_a_long_prompt_is_refused_before_its_completions_are_tokenised(tiny_teacher):
+    tokenizer = Tokenizer.load(tiny_teacher)
+    with pytest.raises(SequenceTooLong, match="300 tokens"):
+        tokenizer.tokenize(TextItem(prompt="w9 " * 300, completions=["w10"] * 10_000), 256, 10**9)
+    with pytest.raises(PayloadTooLarge, match="10,000 completions"):
+        tokenizer.tokenize(TextItem(prompt="w9 " * 100, completions=["w10"] * 10_000), 256, 1000)

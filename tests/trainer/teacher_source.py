@@ -1,5 +1,6 @@
 """A value source in this process: a real model's full logits through the reference maths, no server and no store."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from tvkd_shared.scored import Scored
 from tvkd_shared.value import entropy, value
+
+# transformers patches its classes while it loads: two loads at once leave them patched, and later weights untied.
+_LOADING = threading.Lock()
 
 
 class TeacherSource:
@@ -26,7 +30,8 @@ class TeacherSource:
         return {**self.__dict__, "_model": None}
 
     def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Scored]:
-        self._model = self._model or AutoModelForCausalLM.from_pretrained(self.directory)
+        with _LOADING:
+            self._model = self._model or AutoModelForCausalLM.from_pretrained(self.directory)
         self.asked += len(prompts)
         return [
             self._first(tuple(prompt), tuple(completion))

@@ -24,8 +24,12 @@ class Teacher(Protocol):
         """
         ...
 
-    def tokenize(self, item: TextItem) -> TokenItem:
-        """Token ids by the teacher's own tokenizer and chat template. Raises InvalidRequest if it has none."""
+    def tokenize(self, item: TextItem, max_tokens: int) -> TokenItem:
+        """Token ids by the teacher's own tokenizer and chat template.
+
+        The prompt is tokenised with each completion. Raises InvalidRequest if there is no tokenizer, SequenceTooLong
+        for a prompt that the teacher cannot hold, PayloadTooLarge when all prompts together exceed `max_tokens`.
+        """
         ...
 
     async def close(self) -> None:

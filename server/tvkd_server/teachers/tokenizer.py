@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tvkd_server.teachers.checkpoint import first_line
-from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.errors import InvalidRequest, PayloadTooLarge, SequenceTooLong
 from tvkd_shared.vocabulary import vocabulary_digest
 from tvkd_shared.wire import TextItem, TokenItem
 
@@ -43,17 +43,27 @@ class Tokenizer:
         template = self._tokenizer and self._tokenizer.chat_template
         return _digest(json.dumps(template, sort_keys=True)) if template else None
 
-    def tokenize(self, item: TextItem) -> TokenItem:
+    def tokenize(self, item: TextItem, longest: int, max_tokens: int) -> TokenItem:
         """Token ids of a prompt and its completions, divided where the tokenised prompt ends.
 
         Text is taken as it stands, with the special tokens that the tokenizer puts in front and no end-of-sequence
         token behind. Messages go through the chat template, with each completion as the assistant's answer to them.
-        Raises InvalidRequest without a tokenizer or chat template, when a completion adds no token, or when a token
-        spans the border between prompt and completion.
+        Raises SequenceTooLong and PayloadTooLarge (see `Teacher.tokenize`), and InvalidRequest without a tokenizer or
+        chat template, when a completion adds no token, or when a token spans the border between prompt and completion.
         """
         if self._tokenizer is None:
             raise InvalidRequest("the teacher was saved without a tokenizer; send token ids")
         prompt_ids = self._ids(item.prompt, None)
+        # Before the completions: each is tokenised with its prompt, and a long prompt takes its time each time.
+        if len(prompt_ids) >= longest:
+            raise SequenceTooLong(
+                f"the prompt is {len(prompt_ids)} tokens; the teacher's longest sequence is {longest}"
+            )
+        if len(prompt_ids) * len(item.completions) > max_tokens:
+            raise PayloadTooLarge(
+                f"a prompt of {len(prompt_ids):,} tokens and {len(item.completions):,} completions as text exceed "
+                f"the {max_tokens:,} tokens left of a request: split it, or send token ids"
+            )
         completions = []
         for index, completion in enumerate(item.completions):
             ids = self._ids(item.prompt, completion)

@@ -126,9 +126,9 @@ class TransformersTeacher:
             self._worker = asyncio.create_task(self._work())
         return await call.answer
 
-    def tokenize(self, item: TextItem) -> TokenItem:
+    def tokenize(self, item: TextItem, max_tokens: int) -> TokenItem:
         """Token ids by the teacher's own tokenizer and chat template; see `Tokenizer.tokenize`."""
-        return self._tokenizer.tokenize(item)
+        return self._tokenizer.tokenize(item, self.info.longest_sequence, max_tokens)
 
     async def close(self) -> None:
         self._closed = True
