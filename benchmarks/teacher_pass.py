@@ -1,32 +1,40 @@
 """Tokens a second and peak memory of the teacher's pass, beside transformers' own ways to the same numbers.
 
-    python benchmarks/teacher_pass.py --model DIR [--pairs 16] [--max-batch-tokens 4096]
+    python benchmarks/teacher_pass.py --model DIR [--pairs 8] [--lengths 64 256 1024] [--max-batch-tokens 2048]
 
-full logits   transformers: every sequence whole, in micro-batches sorted by length, logsumexp of all its logits
-body only     the same without an LM head: what any way that reads each sequence whole must pay
+naive         transformers: every sequence in one padded batch, logsumexp of all its logits at once
+full logits   the same in micro-batches sorted by length
 ours          the prompt once for its two completions, logits in chunks and of completion states only
+body only     micro-batches without an LM head: the floor of any way that reads each sequence whole
 
-Tokens are counted as if nothing were shared: prompt and completion of each sequence. Each way runs in a process of its
-own, on the same pairs and with the same budget of padded tokens, and its best time of `--repeats` counts.
-Memory is the peak of the process (of the GPU's allocator on a GPU) while it runs, weights included.
+The first table is speed, on pairs of like and unlike lengths. Tokens are counted as if nothing were shared: prompt and
+completion of each sequence. The second is memory along the length of the completions, two of them after one short
+prompt. Full logits grow there by states × vocabulary. Ours holds those of `head_chunk` (256) states at most and from
+then on grows by the key-value cache alone, layers × 2 × width of keys × bytes of a number for each token.
+
+Memory is the peak while a way runs less what rests before it, weights and libraries; of the process, or of the GPU's
+allocator on a GPU. Each number comes from a process of its own, its best time of `--repeats` counts.
 """
 
 import argparse
 import asyncio
 import multiprocessing
+import os
 import re
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from tvkd_server.teachers.backbone import Question
 from tvkd_server.teachers.transformers_teacher import TransformersTeacher
 
+WAYS = ("naive", "full logits", "ours", "body only")
 Way = Callable[[], None]
 
 
@@ -38,6 +46,13 @@ def pairs(count: int, vocabulary: int) -> list[Question]:
         return random.integers(0, vocabulary, random.integers(shortest, longest + 1)).tolist()
 
     return [Question(ids(96, 160), [ids(64, 128), ids(64, 128)], (1.0,)) for _ in range(count)]
+
+
+def one_pair(length: int, vocabulary: int) -> list[Question]:
+    """A prompt of 16 tokens with two completions of `length`."""
+    random = np.random.default_rng(0)
+    prompt, *completions = (random.integers(0, vocabulary, size).tolist() for size in (16, length, length))
+    return [Question(prompt, completions, (1.0,))]
 
 
 def ours(questions: list[Question], options: argparse.Namespace) -> Way:
@@ -52,15 +67,17 @@ def ours(questions: list[Question], options: argparse.Namespace) -> Way:
     return lambda: asyncio.run(ask_all())
 
 
-def whole_sequences(questions: list[Question], options: argparse.Namespace, *, head: bool) -> Way:
-    """Each prompt with each completion, right-padded in micro-batches, through the model or through its body alone."""
+def whole_sequences(questions: list[Question], options: argparse.Namespace, way: str) -> Way:
+    """Each prompt with each completion, right-padded, through the model or through its body alone."""
     on_gpu = torch.cuda.is_available() and options.device != "cpu"
     dtype = "float32" if options.dtype == "auto" and not on_gpu else options.dtype
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).to("cuda" if on_gpu else "cpu").eval()
+    with torch.inference_mode():
+        model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device))  # the weights rest in memory now
     sequences = sorted((q.prompt + completion for q in questions for completion in q.completions), key=len)
     batches: list[list[list[int]]] = [[]]
     for sequence in sequences:
-        if batches[-1] and (len(batches[-1]) + 1) * len(sequence) > options.max_batch_tokens:
+        if way != "naive" and batches[-1] and (len(batches[-1]) + 1) * len(sequence) > options.max_batch_tokens:
             batches.append([])
         batches[-1].append(sequence)
 
@@ -69,36 +86,39 @@ def whole_sequences(questions: list[Question], options: argparse.Namespace, *, h
         for batch in batches:
             width = max(map(len, batch))
             ids_RL = torch.tensor([s + [0] * (width - len(s)) for s in batch], device=model.device)
-            if head:
+            if way == "body only":
+                model.base_model(input_ids=ids_RL, use_cache=False).last_hidden_state.sum().cpu()
+            else:
                 logits_RLV = model(input_ids=ids_RL, use_cache=False).logits
                 actions_RL = logits_RLV[:, :-1].gather(2, ids_RL[:, 1:, None])
                 torch.logsumexp(logits_RLV.float(), -1).cpu(), actions_RL.cpu()
-            else:
-                model.base_model(input_ids=ids_RL, use_cache=False).last_hidden_state.sum().cpu()
 
     return run
 
 
-def measure(way: str, options: argparse.Namespace) -> tuple[float, float]:
-    """Best tokens a second, and peak megabytes."""
+def measure(way: str, length: int | None, options: argparse.Namespace) -> tuple[float, float, float]:
+    """Best tokens a second, megabytes that rest before, and megabytes of the peak above them."""
     torch.set_num_threads(options.threads)
+    disable_progress_bar()
     vocabulary = AutoConfig.from_pretrained(options.model).get_text_config().vocab_size
-    questions = pairs(options.pairs, vocabulary)
-    run = ours(questions, options) if way == "ours" else whole_sequences(questions, options, head=way == "full logits")
-    reset_peak()
+    questions = pairs(options.pairs, vocabulary) if length is None else one_pair(length, vocabulary)
+    run = ours(questions, options) if way == "ours" else whole_sequences(questions, options, way)
+    resting = reset_peak()
     seconds = []
-    for _ in range(options.repeats):
+    for _ in range(options.repeats if length is None else 1):
         started = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - started)
     tokens = sum(len(q.prompt) + len(completion) for q in questions for completion in q.completions)
-    return tokens / min(seconds), peak()
+    return tokens / min(seconds), resting, peak() - resting
 
 
-def reset_peak() -> None:
+def reset_peak() -> float:
+    """Memory now, in MB, from which the peak is counted."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     Path("/proc/self/clear_refs").write_text("5")
+    return peak()
 
 
 def peak() -> float:
@@ -108,24 +128,49 @@ def peak() -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
 
 
+def alone(way: str, length: int | None, options: argparse.Namespace) -> tuple[float, float, float] | None:
+    """`measure` in a fresh process; None when that died, of memory as a rule."""
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            return process.submit(measure, way, length, options).result()
+    except (BrokenExecutor, torch.OutOfMemoryError):
+        return None
+
+
+def speeds(options: argparse.Namespace) -> None:
+    print(f"\n{options.pairs} pairs, prompts of 96 to 160 tokens, completions of 64 to 128")
+    print(f"{'':14}{'tokens/s':>10}{'resting MB':>12}{'peak above it':>15}{'whole peak':>12}")
+    for way in WAYS:
+        if found := alone(way, None, options):
+            speed, resting, above = found
+            print(f"{way:14}{speed:10.0f}{resting:12.0f}{above:15.0f}{resting + above:12.0f}", flush=True)
+        else:
+            print(f"{way:14}{'out of memory':>22}", flush=True)
+
+
+def growth(options: argparse.Namespace) -> None:
+    print("\nMB above the resting memory, one prompt of 16 tokens with two completions of so many tokens each")
+    print(f"{'':14}" + "".join(f"{length:>10,}" for length in options.lengths))
+    for way in WAYS:
+        found = [alone(way, length, options) for length in options.lengths]
+        print(f"{way:14}" + "".join(f"{one[2]:10.0f}" if one else f"{'oom':>10}" for one in found), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--pairs", type=int, default=16)
-    parser.add_argument("--max-batch-tokens", type=int, default=4096)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--max-batch-tokens", type=int, default=2048)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    print(f"{options.model.name}: {options.pairs} pairs, {options.max_batch_tokens} padded tokens a micro-batch")
-    print(f"{'':14}{'tokens/s':>10}{'peak MB':>10}{'speed':>10}{'memory':>10}   (against full logits)")
-    first: tuple[float, float] | None = None
-    for way in ("full logits", "body only", "ours"):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            speed, memory = process.submit(measure, way, options).result()
-        first = first or (speed, memory)
-        print(f"{way:14}{speed:10.0f}{memory:10.0f}{speed / first[0]:9.2f}x{memory / first[1]:9.2f}x", flush=True)
+    machine = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    print(f"{options.model.name}, {options.max_batch_tokens} padded tokens a micro-batch; {machine}")
+    speeds(options)
+    growth(options)
 
 
 if __name__ == "__main__":
