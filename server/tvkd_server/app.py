@@ -24,7 +24,8 @@ def create_app(
 ) -> FastAPI:
     """The app; store and teacher are opened in the background once it has started.
 
-    `on_failure` is called when either cannot be opened; `app.state.readiness.failure` then holds the reason.
+    `on_failure` is called when either cannot be opened, or some seconds after the teacher's engine died;
+    `app.state.readiness.failure` then holds the reason.
     """
     metrics, readiness = Metrics(), Readiness()
 
@@ -45,9 +46,11 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(readiness.load(open_service, on_failure))
+        watching = asyncio.create_task(readiness.watch(loading, on_failure))
         yield
         readiness.draining = True
         await loading
+        watching.cancel()
         if readiness.service:
             await readiness.service.close()
 

@@ -10,7 +10,7 @@ import uvicorn
 from tvkd_server.app import create_app
 from tvkd_server.readiness import Readiness
 from tvkd_server.settings import ServeSettings
-from tvkd_server.teachers.transformers_teacher import TransformersTeacher
+from tvkd_server.teachers.loading import load_teacher
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.settings import exit_code, from_command_line
 
@@ -21,20 +21,14 @@ def main(argv: list[str]) -> int:
 
 
 def serve(settings: ServeSettings) -> int:
-    """Serve until a signal. Raises what the teacher or the store raised when either cannot be opened."""
+    """Serve until a signal. Raises what the teacher or the store raised when either cannot be opened, and
+    TeacherUnavailable when the teacher's engine died."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     for chatty in ("httpx", "httpcore", "huggingface_hub"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     app = create_app(
         settings,
-        load_teacher=lambda: TransformersTeacher.load(
-            settings.model,
-            name=settings.name,
-            dtype=settings.dtype,
-            device=settings.device,
-            max_batch_tokens=settings.max_batch_tokens,
-            head_chunk=settings.head_chunk,
-        ),
+        load_teacher=lambda: load_teacher(settings),
         on_failure=lambda: setattr(server, "should_exit", True),
     )
     readiness: Readiness = app.state.readiness

@@ -1,12 +1,20 @@
 """Every setting of `tvkd serve`: one model, from which the flags, the `TVKD_…` variables and `--help` are made."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, SecretStr
+from pydantic import Field, PositiveInt, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tvkd_shared.errors import InvalidRequest
+
+_OF_ONE_ENGINE = {
+    "transformers": ("device", "max_batch_tokens"),
+    "vllm": (
+        "tensor_parallel_size", "gpu_memory_utilization", "max_model_len", "quantization", "max_num_batched_tokens",
+        "engine_args",
+    ),
+}  # fmt: skip
 
 
 class ServeSettings(BaseSettings):
@@ -31,10 +39,38 @@ class ServeSettings(BaseSettings):
         None, description="file that holds the bearer token, as secrets are mounted; it goes before --api-key"
     )
 
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="transformers: in this process, one device; vllm: for speed, and more than one GPU"
+    )
     dtype: str = Field("auto", description="auto: the checkpoint's own; float32 on a CPU, where bfloat16 is far slower")
-    device: str = Field("auto", description="cpu, cuda, cuda:1, …; auto: a GPU if there is one")
+    device: str = Field("auto", description="transformers: cpu, cuda, cuda:1, …; auto: a GPU if there is one")
     max_batch_tokens: PositiveInt = Field(
-        4096, description="padded tokens in one pass of the teacher: raise it until the device's memory is used"
+        4096,
+        description="transformers: padded tokens in one pass; raise it until the device's memory is used",
+    )
+    tensor_parallel_size: PositiveInt = Field(
+        1, description="vllm: GPUs that share each layer, for a teacher too large for one"
+    )
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="vllm: share of each GPU's memory for weights and key-value cache (vLLM's own default: 0.92); "
+        "leave room for head_chunk's logits",
+    )
+    max_model_len: PositiveInt | None = Field(
+        None, description="vllm: longest sequence served; shorter than the model's own saves memory"
+    )
+    quantization: str | None = Field(
+        None,
+        description="vllm: quantise while loading, such as fp8; it is part of the teacher's id. A checkpoint that is "
+        "quantised already needs no flag",
+    )
+    max_num_batched_tokens: PositiveInt | None = Field(
+        None,
+        description="vllm: tokens in one step of the engine, longer prompts go in chunks; more is faster until the "
+        "device is busy, and costs memory",
+    )
+    engine_args: dict[str, Any] = Field(
+        {}, description="vllm: JSON of further arguments of vLLM's own, those that cannot change a value"
     )
     head_chunk: PositiveInt = Field(
         256, description="states whose logits exist at once: head_chunk × vocabulary × 4 bytes, about three times over"
@@ -49,6 +85,15 @@ class ServeSettings(BaseSettings):
     drain_seconds: PositiveInt = Field(
         30, description="how long a stopping server finishes requests in flight; what is computed is kept in any case"
     )
+
+    @model_validator(mode="after")
+    def _flags_of_the_engine(self) -> Self:
+        for engine, names in _OF_ONE_ENGINE.items():
+            given = [name for name in names if name in self.model_fields_set]
+            if given and engine != self.engine:
+                flag = given[0].replace("_", "-")
+                raise ValueError(f"--{flag} belongs to --engine {engine}, and this is --engine {self.engine}")
+        return self
 
     def bearer_token(self) -> str | None:
         """The API key; a file goes before flag and variable. Raises InvalidRequest if it cannot be sent."""

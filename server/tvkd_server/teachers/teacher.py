@@ -32,6 +32,10 @@ class Teacher(Protocol):
         """
         ...
 
+    async def died(self) -> None:
+        """Return once the engine is dead for good; never while it lives. Calls after it raise TeacherUnavailable."""
+        ...
+
     async def close(self) -> None:
         """Finish what is in the engine, refuse what waits. Calls after this raise TeacherUnavailable."""
         ...

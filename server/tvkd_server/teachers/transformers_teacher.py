@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import transformers
@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tvkd_server.teachers.backbone import Question, micro_batches
 from tvkd_server.teachers.checkpoint import Checkpoint, first_line
+from tvkd_server.teachers.dtype import served_dtype
 from tvkd_server.teachers.limits import TEMPERATURES, check
 from tvkd_server.teachers.teacher_pass import TeacherPass
 from tvkd_server.teachers.tokenizer import Tokenizer
@@ -20,8 +21,6 @@ from tvkd_shared.errors import InvalidRequest, TeacherUnavailable, TVKDError
 from tvkd_shared.key import teacher_id
 from tvkd_shared.scored import Scored
 from tvkd_shared.wire import TeacherInfo, TextItem, TokenItem
-
-DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 NO_LONGEST = 2**20
 """Longest sequence of a model whose config names none, such as a state-space model: a bound on one request."""
@@ -75,9 +74,8 @@ class TransformersTeacher:
         Raises InvalidRequest in one line when the checkpoint is not there or cannot serve as a teacher.
         """
         checkpoint = Checkpoint.find(model, name)
-        if dtype not in get_args(DType):
-            raise InvalidRequest(f"dtype {dtype!r} is unknown; known: {', '.join(get_args(DType))}")
         place = _device(device)
+        dtype = served_dtype(dtype, checkpoint.config, on_cpu=place.type == "cpu")
         try:
             network = _load_network(checkpoint, dtype, place, attention)
             config = network.config.get_text_config(decoder=True)
@@ -129,6 +127,10 @@ class TransformersTeacher:
     def tokenize(self, item: TextItem, max_tokens: int) -> TokenItem:
         """Token ids by the teacher's own tokenizer and chat template; see `Tokenizer.tokenize`."""
         return self._tokenizer.tokenize(item, self.info.longest_sequence, max_tokens)
+
+    async def died(self) -> None:
+        """Never: this engine lives in the server's own process."""
+        await asyncio.Event().wait()
 
     async def close(self) -> None:
         self._closed = True
@@ -189,7 +191,7 @@ def _load_network(checkpoint: Checkpoint, dtype: str, device: torch.device, atte
     quantized = "quantization_config" in checkpoint.config
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         checkpoint.directory,
-        dtype="float32" if dtype == "auto" and device.type == "cpu" and not quantized else dtype,
+        dtype=dtype,
         attn_implementation=attention,
         device_map=device if quantized else None,
         output_loading_info=True,
