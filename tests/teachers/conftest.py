@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import Reference, save
 
+from small_models import Reference, save
 from tvkd_server.teachers.transformers_teacher import TransformersTeacher
 
 

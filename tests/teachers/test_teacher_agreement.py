@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from small_models import ARCHITECTURES, LONGEST, SHARED, UNSHARED, VOCABULARY, ask, assert_agrees, tokens
 
 TEMPERATURES = (0.1, 0.5, 1.0, 2.0, 10.0)

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 import torch
-from small_models import ask, assert_agrees, tokens
 
+from small_models import ask, assert_agrees, tokens
 from tvkd_server.teachers.transformers_teacher import TransformersTeacher
 from tvkd_shared.errors import TeacherUnavailable, TokenOutOfRange
 

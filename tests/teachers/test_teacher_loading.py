@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import ask
 from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForSequenceClassification, LlamaModel
 
+from small_models import ask
 from tvkd_server.teachers.transformers_teacher import TransformersTeacher
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
 

