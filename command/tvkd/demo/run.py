@@ -50,7 +50,7 @@ def run(settings: DemoSettings) -> int:
         teacher = teacher_directory(console)
     with (
         clock.stage("server and two fills"),
-        running_server(teacher, output / "store", output / "server.log") as server,
+        running_server(teacher, output / "store", output / "server.log", "--engine", settings.engine) as server,
     ):
         console.print(f"tvkd serve: {teacher.name} at {server.url}")
         filling = PrefetchSettings(

@@ -13,7 +13,7 @@ import httpx
 
 from tvkd_shared.errors import TeacherUnavailable
 
-_STARTS_WITHIN = 120.0  # seconds, with another job on the machine
+_STARTS_WITHIN = 300.0  # seconds: vLLM, with another job on the machine
 _STOPS_WITHIN = 60.0
 
 
@@ -32,12 +32,24 @@ class Server:
 
 
 @contextmanager
-def running_server(model: Path, store: Path, log: Path) -> Iterator[Server]:
+def running_server(model: Path, store: Path, log: Path, *flags: str) -> Iterator[Server]:
     """`tvkd serve`, ready; stopped gracefully at the end, which seals its store.
 
-    Raises TeacherUnavailable, with the end of its log, when it dies or is not ready in two minutes.
+    Raises TeacherUnavailable, with the end of its log, when it dies or is not ready in five minutes.
     """
-    command = [sys.executable, "-m", "tvkd.cli", "serve", "--port", "0", "--model", str(model), "--store", str(store)]
+    command = [
+        sys.executable,
+        "-m",
+        "tvkd.cli",
+        "serve",
+        "--port",
+        "0",
+        "--model",
+        str(model),
+        "--store",
+        str(store),
+        *flags,
+    ]
     # A key or a token of the user's other server must not close this one to us.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TVKD_")}
     with log.open("wb") as output:

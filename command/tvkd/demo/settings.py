@@ -1,6 +1,7 @@
 """Every setting of `tvkd demo`: one model, from which the flags and `--help` are made."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,6 +17,7 @@ class DemoSettings(BaseSettings):
     )
 
     output: Path = Field(Path("demo-output"), description="folder for the store, the server's log and summary.json")
+    engine: Literal["transformers", "vllm"] = Field("transformers", description="the server's engine")
     pairs: PositiveInt | None = Field(None, description="use only the first so many of the 1,000 pairs")
     steps: PositiveInt = Field(14, description="training steps of each run, 8 pairs a step")
     seed: int = Field(0, description="of the order of the pairs and of the control's shuffle")

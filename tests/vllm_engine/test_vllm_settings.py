@@ -1,0 +1,90 @@
+"""What the vLLM engine is asked for: flags of one engine, refusals in one line, and a server without vLLM."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tvkd_server.settings import ServeSettings
+from tvkd_server.teachers.vllm_engine.arguments import refuse_what_changes_values
+from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.settings import from_command_line
+
+
+@pytest.mark.parametrize(
+    ("engine", "flags"),
+    [
+        ("vllm", ["--device", "cpu"]),
+        ("vllm", ["--max-batch-tokens", "10"]),
+        ("transformers", ["--tensor-parallel-size", "2"]),
+        ("transformers", ["--gpu-memory-utilization", "0.5"]),
+        ("transformers", ["--max-model-len", "10"]),
+        ("transformers", ["--quantization", "fp8"]),
+        ("transformers", ["--max-num-batched-tokens", "10"]),
+        ("transformers", ["--engine-args", "{}"]),
+    ],
+)
+def test_a_flag_of_the_other_engine_is_refused_and_both_are_named(engine, flags):
+    from_command_line(
+        ServeSettings, ["--model", "m", "--engine", "vllm" if engine == "transformers" else "transformers", *flags]
+    )
+    with pytest.raises(InvalidRequest, match=rf"{flags[0]} belongs to .* and this is --engine {engine}$"):
+        from_command_line(ServeSettings, ["--model", "m", "--engine", engine, *flags])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    {
+        "hf_overrides": "config.json",
+        "enable_lora": "merge",
+        "pipeline_parallel_size": "--tensor-parallel-size",
+        "kv_cache_dtype": "changes values",
+        "load_format": "weights",
+        "dtype": "--dtype",
+        "max_model_len": "--max-model-len",
+        "tomorrow": "might change values",
+    }.items(),
+)
+def test_an_engine_argument_that_could_change_a_value_is_refused_with_what_to_do(name, words):
+    with pytest.raises(InvalidRequest, match=words) as refusal:
+        refuse_what_changes_values({"enforce_eager": True, name: 1})
+    assert name in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+NO_VLLM = """
+import importlib.metadata
+real = importlib.metadata.version
+def version(name):
+    if name.startswith("vllm"):
+        raise importlib.metadata.PackageNotFoundError(name)
+    return real(name)
+importlib.metadata.version = version
+"""
+
+
+def serve(tmp_path, *flags, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "tvkd.cli", "serve", "--port", "0", "--store", tmp_path / "values", *flags],
+        capture_output=True, text=True, timeout=250, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_a_server_without_vllm_says_in_one_line_what_to_install(tiny_teacher, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(NO_VLLM)
+    done = serve(tmp_path, "--model", tiny_teacher, "--engine", "vllm", PYTHONPATH=str(tmp_path))
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("tvkd serve: vLLM is not installed; run: pip install")
+
+
+def test_serving_with_transformers_imports_no_vllm(tiny_teacher, tmp_path):
+    code = f"""
+import sys
+from tvkd_server.settings import ServeSettings
+from tvkd_server import serve
+from tvkd_server.teachers.loading import load_teacher
+load_teacher(ServeSettings(model={str(tiny_teacher)!r}, device="cpu"))
+assert not [name for name in sys.modules if name == "vllm" or name.startswith("vllm.")]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
