@@ -72,6 +72,7 @@ class VLLMTeacher:
         }
         if private.on_cpu() and gpu_memory_utilization is None and "kv_cache_memory_bytes" not in more:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)
+        os.environ[plugin.SERVER] = str(os.getpid())
         try:
             arguments = private.AsyncEngineArgs(
                 model=str(checkpoint.directory),

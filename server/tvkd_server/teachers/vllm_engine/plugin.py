@@ -4,15 +4,22 @@
 are made when vLLM asks for them by name, so that registering imports no model and touches no device.
 """
 
+import multiprocessing
+import os
+import threading
 from functools import cache
 from typing import Any
 
 PREFIX = "SoftValue"
+SERVER = "TVKD_SERVER_PROCESS"
+"""Variable by which the server's process tells the engine's who its parent is."""
+
 _CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def register() -> None:
     """Called by vLLM in each of its processes, possibly more than once."""
+    _end_with_the_server()
     from tvkd_server.teachers.vllm_engine import private  # noqa: PLC0415 - vLLM calls this at its own import
 
     for architecture in list(private.ModelRegistry.get_supported_archs()):
@@ -20,6 +27,20 @@ def register() -> None:
             private.ModelRegistry.register_model(PREFIX + architecture, f"{__name__}:{PREFIX}{architecture}")
             if architecture in private.MODELS_CONFIG_MAP:
                 private.MODELS_CONFIG_MAP[PREFIX + architecture] = private.MODELS_CONFIG_MAP[architecture]
+
+
+def _end_with_the_server() -> None:
+    """In the engine's process: end when the server does. vLLM's own would live on and hold the device's memory."""
+    parent = multiprocessing.parent_process()
+    if parent is None or os.environ.get(SERVER) != str(parent.pid):
+        return
+    del os.environ[SERVER]  # the engine's workers have a watch of their own, on the engine
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="tvkd-server-watch", daemon=True).start()
 
 
 def __getattr__(name: str) -> Any:
