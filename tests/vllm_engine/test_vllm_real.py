@@ -26,7 +26,7 @@ def test_values_of_a_real_teacher_under_vllm_agree_with_its_full_float32_logits(
     engine = RunningEngine(directory, max_num_batched_tokens=64, max_model_len=512, engine_arguments={"block_size": 32})
     reference = Reference(directory, "sdpa")
     items = [
-        engine.teacher.tokenize(TextItem(prompt=[Message(role="user", content=prompt)], completions=completions))
+        engine.teacher.tokenize(TextItem(prompt=[Message(role="user", content=prompt)], completions=completions), 10**6)
         for prompt, completions in QUESTIONS.items()
     ]
     answers = engine.ask(*((item.prompt_token_ids, item.completions, [0.5, 2.0]) for item in items))

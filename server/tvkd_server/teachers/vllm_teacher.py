@@ -72,6 +72,9 @@ class VLLMTeacher:
         }
         if private.on_cpu() and gpu_memory_utilization is None and "kv_cache_memory_bytes" not in more:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)
+        if not {"nnodes", "distributed_executor_backend"} & more.keys():
+            # vLLM would find the address under which other machines see this one, by way of 8.8.8.8.
+            os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
         os.environ[plugin.SERVER] = str(os.getpid())
         try:
             arguments = private.AsyncEngineArgs(
@@ -195,8 +198,8 @@ class VLLMTeacher:
         table: np.ndarray = answer.outputs.data.float().numpy()
         return table
 
-    def tokenize(self, item: TextItem) -> TokenItem:
-        return self._tokenizer.tokenize(item)
+    def tokenize(self, item: TextItem, max_tokens: int) -> TokenItem:
+        return self._tokenizer.tokenize(item, self.info.longest_sequence, max_tokens)
 
     async def died(self) -> None:
         """Return once the engine's process, or one of its workers, is dead."""
