@@ -1,6 +1,5 @@
 """A value source in this process: a real model's full logits through the reference maths, no server and no store."""
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,6 @@ from transformers import AutoModelForCausalLM
 from tvkd_shared.scored import Scored
 from tvkd_shared.value import entropy, value
 
-# transformers patches its classes while it loads: two loads at once leave them patched, and later weights untied.
-_LOADING = threading.Lock()
-
 
 class TeacherSource:
     teacher_id = "the-tiny-teacher"
@@ -24,14 +20,21 @@ class TeacherSource:
         self.temperatures = temperatures
         self.asked = 0
         self._kept: dict[tuple[tuple[int, ...], tuple[int, ...]], Scored] = {}
-        self._model: Any = None
+        self._load()
+
+    def _load(self) -> None:
+        # Not at the first fetch, which is in a thread: transformers patches its classes while it loads, and two loads
+        # at once leave them patched, and the weights of every later model untied.
+        self._model: Any = AutoModelForCausalLM.from_pretrained(self.directory)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_model": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._load()
+
     def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Scored]:
-        with _LOADING:
-            self._model = self._model or AutoModelForCausalLM.from_pretrained(self.directory)
         self.asked += len(prompts)
         return [
             self._first(tuple(prompt), tuple(completion))
