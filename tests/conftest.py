@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from running_server import RunningServer, start_server
+from running_server import WORDS, RunningServer, start_server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-WORDS = 128
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} <eos>\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"

