@@ -53,7 +53,7 @@ class TVKDConfig(DPOConfig):
         default=None, metadata={"help": "Refuse values of any other teacher. Default: whichever answers."}
     )
     store: str | None = field(
-        default=None, metadata={"help": "Folder of a value store, for value_source store; no server is asked."}
+        default=None, metadata={"help": "Value store, for value_source store: a folder, or s3://…; no server is asked."}
     )
     other_vocabulary: bool = field(
         default=False,
@@ -96,7 +96,7 @@ class TVKDConfig(DPOConfig):
         needed = "store" if self.value_source == "store" else "teacher_url"
         if not getattr(self, needed):
             raise InvalidRequest(f"value_source {self.value_source} needs {needed}, which is not set")
-        if self.value_source == "store" and not Path(str(self.store)).is_dir():
+        if self.value_source == "store" and "://" not in str(self.store) and not Path(str(self.store)).is_dir():
             raise InvalidRequest(f"store {self.store} is no folder; a server makes one with `tvkd serve --store`")
 
     def _check_dpo(self) -> None:

@@ -32,7 +32,7 @@ class ShowSettings(BaseSettings):
     row: NonNegativeInt = Field(0, description="which pair, counted from 0")
     split: str | None = Field(None, description="split of the data set; needed when it has several")
     server: str | None = Field(None, description="URL of `tvkd serve`; what its store lacks is computed")
-    store: Path | None = Field(None, description="folder of a filled store, in place of a server")
+    store: str | None = Field(None, description="a filled store, folder or s3://…, in place of a server")
     teacher_id: str | None = Field(None, description="which teacher, when the store holds several")
     api_key: SecretStr | None = Field(None, description="bearer token of the server; prefer the variable")
     gamma: float = Field(1.0, ge=0, le=1, description="γ in ψ_t = γ·Φ(s_t+1) − Φ(s_t)")

@@ -75,16 +75,16 @@ class ServerSource:
 
 
 class StoreSource:
-    """Values from a store's directory, with no server.
+    """Values from a store, a folder or a URL of object storage, with no server.
 
     `teacher_id` may be left out when the store holds one teacher. Opening raises InvalidRequest when it holds several,
     NotCached when none, TeacherMismatch when not the one named, StoreUnavailable when it cannot be read.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], temperatures: Sequence[float] = (1.0,), teacher_id: str | None = None
+        self, place: str | Path, temperatures: Sequence[float] = (1.0,), teacher_id: str | None = None
     ) -> None:
-        self.path = Path(path)
+        self.place = str(place)
         self.temperatures = tuple(dict.fromkeys((1.0, *map(float, temperatures))))
         self._named = teacher_id
         self._opened: dict[int, tuple[StoreReader, str]] = {}
@@ -108,7 +108,7 @@ class StoreSource:
         ]
         if len(found) < len(keys):
             raise NotCached(
-                f"{len(keys) - len(found)} of {len(keys)} completions are not in store {self.path} at temperatures "
+                f"{len(keys) - len(found)} of {len(keys)} completions are not in store {self.place} at temperatures "
                 f"{', '.join(map(str, self.temperatures))} of teacher {teacher}; `tvkd prefetch` fills them in"
             )
         return found
@@ -116,7 +116,7 @@ class StoreSource:
     def _open(self) -> tuple[StoreReader, str]:
         opened = self._opened.get(os.getpid())
         if opened is None:
-            reader = StoreReader(self.path)
+            reader = StoreReader(self.place)
             opened = self._opened[os.getpid()] = (reader, self._choose(list(reader.teachers())))
         return opened
 
@@ -124,12 +124,12 @@ class StoreSource:
         listed = ", ".join(teachers) or "none"
         if self._named is not None:
             if self._named not in teachers:
-                raise TeacherMismatch(f"store {self.path} has no teacher {self._named}; it holds {listed}")
+                raise TeacherMismatch(f"store {self.place} has no teacher {self._named}; it holds {listed}")
             return self._named
         if not teachers:
-            raise NotCached(f"store {self.path} is empty; `tvkd prefetch` fills it")
+            raise NotCached(f"store {self.place} is empty; `tvkd prefetch` fills it")
         if len(teachers) > 1:
-            raise InvalidRequest(f"store {self.path} holds several teachers; name one of {listed}")
+            raise InvalidRequest(f"store {self.place} holds several teachers; name one of {listed}")
         return teachers[0]
 
 
@@ -150,7 +150,7 @@ def teacher_of(source: ValueSource) -> TeacherInfo | None:
     if isinstance(source, ServerSource):
         return source.client.teacher()
     if isinstance(source, StoreSource):
-        with closing(StoreReader(source.path)) as reader:
+        with closing(StoreReader(source.place)) as reader:
             return TeacherInfo.model_validate(reader.teachers()[source.teacher_id])
     return None
 

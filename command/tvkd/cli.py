@@ -10,6 +10,7 @@ COMMANDS = {
     "prefetch": ("tvkd_client.prefetch", "train", "fill a server's store with the values of a preference data set"),
     "train": ("tvkd_client.train", "train", "align a student with TVKD under TRL's DPOTrainer"),
     "show": ("tvkd_client.show", "train", "one pair, coloured token by token by its shaping"),
+    "store": ("tvkd.store.command", "server", "a store's contents: check, merge, publish them"),
     "demo": ("tvkd.demo.demo", "demo", "all of it on a small real teacher, in minutes"),
 }
 

@@ -13,8 +13,9 @@ from tvkd_server.metrics import Metrics
 from tvkd_server.readiness import Readiness
 from tvkd_server.service import Service
 from tvkd_server.settings import ServeSettings
-from tvkd_server.store import Store
+from tvkd_server.store import open_store
 from tvkd_server.teachers.teacher import Teacher
+from tvkd_server.writer import GroupCommit
 
 
 def create_app(
@@ -30,11 +31,19 @@ def create_app(
     metrics, readiness = Metrics(), Readiness()
 
     def open_service() -> Service:
-        store = Store(settings.store, seal_bytes=settings.seal_bytes)
+        store = open_store(settings.store, seal_bytes=settings.seal_bytes, mantissa_bits=settings.mantissa_bits)
         try:
-            return Service(
-                load_teacher(),
+            teacher = load_teacher()
+            commit = GroupCommit(
                 store,
+                teacher.info.id,
+                seconds=settings.publish_seconds if store.files.remote else 0.0,
+                most_bytes=settings.seal_bytes,
+            )
+            return Service(
+                teacher,
+                store,
+                commit,
                 metrics,
                 max_queued_tokens=settings.max_queued_tokens,
                 max_request_tokens=settings.max_request_tokens,

@@ -49,19 +49,26 @@ class _Work:
 
 class Service:
     def __init__(
-        self, teacher: Teacher, store: Store, metrics: Metrics, *, max_queued_tokens: int, max_request_tokens: int
+        self,
+        teacher: Teacher,
+        store: Store,
+        commit: GroupCommit,
+        metrics: Metrics,
+        *,
+        max_queued_tokens: int,
+        max_request_tokens: int,
     ) -> None:
         self.teacher = teacher
         self.store = store
         self.max_request_tokens = max_request_tokens
         self.admission = Admission(max_queued_tokens)
         self.metrics = metrics
-        self._commit = GroupCommit(store)
+        self._commit = commit
         self._flights = Flights()
         # Threads of its own, so that tokenising long texts keeps no look-up waiting.
         self._preparing = ThreadPoolExecutor(2, "prepare")
         metrics.queued_tokens.set_function(lambda: self.admission.queued)
-        metrics.corrupt.set_function(lambda: store.counts().corrupt)
+        metrics.corrupt.set_function(lambda: store.corrupt)
         store.add_teacher(teacher.info)
 
     async def potentials(self, request: PotentialsRequest) -> PotentialsAnswer:

@@ -26,9 +26,18 @@ class ServeSettings(BaseSettings):
 
     model: str = Field(description="the teacher: a causal-LM directory, or a hub id (only then is the network used)")
     name: str | None = Field(None, description="name shown to clients; default: the last part of --model")
-    store: Path = Field(Path("tvkd-store"), description="directory of the value store; made if missing")
+    store: str = Field(
+        "tvkd-store", description="the value store: a directory, or s3://…, gs://…, az://…; made if missing"
+    )
     seal_bytes: PositiveInt = Field(
         8 << 20, description="bytes that gather in the store's log before they become one Zarr segment"
+    )
+    publish_seconds: Annotated[float, Field(ge=0, le=60)] = Field(
+        0.2, description="object storage: how long values gather before they are published, and answered, together"
+    )
+    mantissa_bits: Annotated[int, Field(ge=4, le=23)] | None = Field(
+        None,
+        description="a new store's precision: 23 is float32; 10 halves its bytes, at 2^-11 of each number",
     )
     host: str = Field("127.0.0.1", description="address to listen on; the default is reached from this machine alone")
     port: Annotated[int, Field(ge=0, lt=2**16)] = Field(8077, description="port to listen on; 0 takes a free one")

@@ -41,6 +41,11 @@ class Scored:
                 raise ValueError(f"{name} are not all finite")
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of its numbers."""
+        return sum(row.nbytes for row in (*self.values.values(), self.action_logits, self.entropies))
+
+    @property
     def length(self) -> int:
         """T, the completion's number of tokens."""
         return len(self.action_logits)

@@ -87,10 +87,10 @@ def test_another_teacher_than_the_one_named_is_refused(server, tmp_path):
 
 
 def test_a_store_of_two_teachers_wants_one_named(served, tmp_path):
-    from tvkd_server.store import Store
+    from tvkd_server.store import LocalStore
 
     ids = ["a" * 32, "b" * 32]
-    store = Store(tmp_path / "two")
+    store = LocalStore(tmp_path / "two")
     info = served[0].client.teacher()
     for teacher in ids:
         store.add_teacher(info.model_copy(update={"id": teacher}))

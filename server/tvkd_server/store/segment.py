@@ -1,116 +1,117 @@
-"""Writing a segment: under tmp/, read back, made durable, and only then published under its number."""
+"""Making a segment: the files of its Zarr group, in memory, read back before anybody relies on them."""
 
-import os
-import shutil
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import LocalStore
+from zarr.storage import MemoryStore
 
 from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.key import KEY_BYTES
 from tvkd_shared.scored import Float32
 from tvkd_shared.store.block import Damaged
 from tvkd_shared.store.cache import ChunkCache
-from tvkd_shared.store.segment import (
-    CHECKSUM,
-    CHUNK_ROWS,
-    Segment,
-    attributes,
-    metadata_checksum,
-    segment_path,
-    zarr_faults,
-)
+from tvkd_shared.store.catalog import SEGMENTS, SegmentEntry
+from tvkd_shared.store.segment import ARRAYS, Segment, attributes, metadata_crc32
+from tvkd_shared.store.shard import CHUNK_ROWS
 
 
-def write_segment(
-    store: Path, number: int, temperature: float, keys: Sequence[bytes], blocks: Sequence[Float32]
-) -> int:
-    """Publishes the blocks, each of shape (S, columns), as segment `number`; returns its bytes on disk.
+@dataclass(frozen=True, slots=True, eq=False)
+class NewSegment:
+    """A segment that is not published yet. `contents` are its files by their names in it, the group's own last."""
 
-    Raises OSError when the disk fails, StoreUnavailable when zarr does or what was written does not read back. Then
-    nothing is published, and what is left under tmp/ goes when the store is opened next.
+    entry: SegmentEntry
+    contents: dict[str, bytes]
+    arrays: dict[str, npt.NDArray[Any]]
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int64]:
+        """Completion tokens of each record, shape (records,)."""
+        return np.diff(self.arrays["offsets"]) - 1
+
+
+def new_segment(
+    name: str, teacher: str, temperature: float, blocks: Mapping[bytes, Float32], *, mantissa_bits: int
+) -> NewSegment:
+    """A segment of the blocks of each key, of shape (S, columns).
+
+    Raises StoreUnavailable when zarr fails, or what it wrote does not read back.
     """
-    path = store / "tmp" / f"{number:012d}"
-    offsets = np.cumsum([0, *(len(block) for block in blocks)], dtype=np.int64)
-    keys_array = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
-    values = np.concatenate(blocks)
-    try:
-        with zarr_faults(path):
-            _write_group(path, temperature, {"values": values, "offsets": offsets, "keys": keys_array})
-        _verify(path, temperature, keys_array, offsets, values)
-        size = _make_durable(path)
-        path.rename(segment_path(store, number))
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
-    sync(store / "segments")
-    return size
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "values": np.concatenate(list(blocks.values()), dtype=np.float32),
+        "offsets": np.cumsum([0, *map(len, blocks.values())], dtype=np.int64),
+        "keys": np.frombuffer(b"".join(blocks), np.uint8).reshape(-1, KEY_BYTES),
+    }
+    entry = SegmentEntry(
+        name=name, teacher=teacher, temperature=temperature, records=len(blocks), states=len(arrays["values"]),
+        bytes=0, metadata_crc32=0,
+    )  # fmt: skip
+    with _zarr_faults():
+        contents = _group(arrays, attributes(entry, mantissa_bits))
+    size = sum(map(len, contents.values()))
+    entry = entry.model_copy(update={"bytes": size, "metadata_crc32": metadata_crc32(contents)})
+    made = NewSegment(entry, contents, arrays)
+    _read_back(made)
+    return made
 
 
-def _write_group(path: Path, temperature: float, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    said = attributes(temperature, len(arrays["keys"]), len(arrays["values"]))
-    group = zarr.create_group(LocalStore(path), attributes=said)
+def _group(arrays: Mapping[str, npt.NDArray[Any]], said: dict[str, Any]) -> dict[str, bytes]:
+    memory: dict[str, Any] = {}
+    group = zarr.create_group(MemoryStore(memory), attributes=said)
     for name, rows in arrays.items():
-        inner = (CHUNK_ROWS, *rows.shape[1:])
-        whole = (-(-len(rows) // CHUNK_ROWS) * CHUNK_ROWS, *rows.shape[1:])
         array = group.create_array(
             name,
             shape=rows.shape,
-            chunks=inner,
-            shards=whole,
+            chunks=(CHUNK_ROWS, *rows.shape[1:]),
+            shards=(-(-len(rows) // CHUNK_ROWS) * CHUNK_ROWS, *rows.shape[1:]),
             dtype=rows.dtype,
             compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
+            # zarr answers a missing shard with the fill value, so these are no values.
             fill_value={"values": np.nan, "offsets": -1, "keys": 0}[name],
-            # Else a chunk of nothing but fill values is left out, and zarr answers for it what it likes.
+            # Else a chunk of nothing but fill values is left out.
             config={"write_empty_chunks": True},
         )
         array[...] = rows
-    group.update_attributes(said | {CHECKSUM: metadata_checksum(path, said)})
+    contents = {name: bytes(content.to_bytes()) for name, content in memory.items()}
+    return contents | {"zarr.json": contents.pop("zarr.json")}
 
 
-def _verify(
-    path: Path,
-    temperature: float,
-    keys: npt.NDArray[np.uint8],
-    offsets: npt.NDArray[np.int64],
-    values: Float32,
-) -> None:
+def _read_back(made: NewSegment) -> None:
+    """As readers will: blosc or zarr may be at fault, which a checksum does not show."""
     try:
-        segment = Segment(path, ChunkCache(0))
-        read_keys, read_offsets = segment.index()
-        same = (
-            segment.temperature == temperature
-            and read_keys.tobytes() == keys.tobytes()
-            and read_offsets.tobytes() == offsets.tobytes()
-            and segment.values().tobytes() == values.tobytes()
-        )
-    except Damaged:
+        segment = Segment(_InMemory(made), made.entry, ChunkCache(0))
+        read = [rows.tobytes() for rows in (segment.values(), segment.offsets(), segment.keys())]
+        same = read == [made.arrays[name].tobytes() for name in ARRAYS]
+    except (Damaged, FileNotFoundError):
         same = False
     if not same:
-        raise StoreUnavailable(f"{path} does not read back as it was written; the disk is failing")
+        raise StoreUnavailable(f"segment {made.entry.name} does not read back as it was made; check zarr and numcodecs")
 
 
-def _make_durable(path: Path) -> int:
-    size = 0
-    for folder, _, files in os.walk(path, topdown=False):
-        for name in files:
-            file = Path(folder, name)
-            size += file.stat().st_size
-            sync(file)
-        sync(Path(folder))
-    return size
+class _InMemory:
+    """The files of a segment that is nowhere yet, as far as reading it needs."""
+
+    remote = False
+
+    def __init__(self, made: NewSegment) -> None:
+        self._contents = {f"{SEGMENTS}/{made.entry.name}/{name}": content for name, content in made.contents.items()}
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        return self._contents[name][start:stop]
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
 
 
-def sync(path: Path) -> None:
-    """fsync of a file or a folder: zarr itself makes no fsync call."""
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def _zarr_faults() -> Iterator[None]:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except Exception as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise StoreUnavailable(f"zarr cannot make a segment: {what}; check that zarr and its codecs work") from error

@@ -1,9 +1,14 @@
-"""The store's format and its read-only side: a directory of Zarr v3 segments beside an SQLite log.
+"""The store's format and its read-only side.
 
-block     the rows stored under one key and one temperature
-segment   an immutable Zarr group of sealed blocks
-log       log.sqlite: records not yet sealed, the index of sealed ones, the teachers
-reader    StoreReader
+files        where files rest: folder (a local disk), bucket (object storage)
+document     a JSON file with its checksum       format       store.json
+block        the rows under one key and one temperature
+log          durable records not yet in a segment
+segment      an immutable Zarr group of blocks; shard: one of its arrays
+catalog      the commits: which segments are live
+index        key → segment and row
+certificate  how far a sample of the values was off
+reader       StoreReader
 """
 
 from tvkd_shared.store.reader import StoreCounts, StoreReader

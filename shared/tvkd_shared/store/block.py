@@ -1,4 +1,4 @@
-"""A block: the rows stored under one key and one temperature, S = T + 1 of them, float32, little-endian.
+"""A block: the rows stored under one key and one temperature, S = T + 1 of them, float32.
 
 Base block        columns V_1, action logit, entropy: 12 bytes a state. No action is taken in the terminal state s_T, so
                   its action logit is NaN.
@@ -7,7 +7,6 @@ Further blocks    one column, V_τ: 4 bytes a state and temperature.
 A temperature that is asked for later becomes a further block; the base block is never written again.
 """
 
-import zlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -55,22 +54,18 @@ def check(block_SK: Float32, temperature: float) -> Float32:
     return block_SK
 
 
-def to_bytes(block_SK: Float32) -> bytes:
-    """The block as stored in the log, row by row."""
-    return block_SK.astype(DTYPE).tobytes()
+def rounded(block_SK: Float32, mantissa_bits: int) -> Float32:
+    """The block with `mantissa_bits` of float32's 23 kept: to nearest, ties to even, never to infinity; NaN stays.
 
-
-def from_log(key: bytes, temperature: float, crc: int, payload: bytes) -> Float32:
-    """The block that a row of the log holds, read-only, shape (S, columns). Raises Damaged when a check fails."""
-    try:
-        if checksum(key, temperature, payload) != crc:
-            raise Damaged("a block in the log does not match its checksum")
-        return check(np.frombuffer(payload, DTYPE).reshape(-1, len(columns(temperature))), temperature)
-    except (TypeError, ValueError) as error:
-        # A flipped bit in the log can change the type of a column.
-        raise Damaged(f"a row of the log is damaged: {error}") from error
-
-
-def checksum(key: bytes, temperature: float, payload: bytes) -> int:
-    """CRC-32 over the key, the temperature (float64, little-endian) and the payload of a block in the log."""
-    return zlib.crc32(payload, zlib.crc32(np.float64(temperature).astype("<f8").tobytes(), zlib.crc32(key)))
+    |rounded − exact| ≤ 2^−(mantissa_bits + 1) · |exact|, but for subnormal numbers; rounding again changes nothing.
+    """
+    dropped = 23 - mantissa_bits
+    if not dropped:
+        return block_SK
+    bits = np.ascontiguousarray(block_SK, np.float32).view(np.uint32)
+    half, last = np.uint32((1 << dropped - 1) - 1), (bits >> np.uint32(dropped)) & np.uint32(1)
+    mask = np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
+    nearest = ((bits + half + last) & mask).view(np.float32)
+    downward = (bits & mask).view(np.float32)
+    kept = np.where(np.isfinite(nearest), nearest, downward)
+    return np.where(np.isnan(block_SK), block_SK, kept).astype(np.float32)

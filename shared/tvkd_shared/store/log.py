@@ -1,163 +1,128 @@
-"""log.sqlite: the durable log of blocks not yet sealed, the index of sealed ones, and the teachers.
+"""The durable log of blocks that are in no segment yet: files under `log/`, a local store's only.
 
-The totals are kept by triggers, in the transaction that changes what they count, so that no writer can forget them.
+A record is MAGIC, length and CRC-32 of the rest (little-endian, 32 bits each), then key, temperature, teacher, rows:
+
+    16 bytes   key
+     8 bytes   temperature, float64; 0 for the base block
+     1 byte    length of the teacher's id
+     …         the teacher's id, UTF-8
+     …         the block, row by row, float32
+
+A record that fails its check is passed over: reading goes on at the next one that does not. What a killed writer left
+half written at the end of a file is such a record, and was never acknowledged.
 """
 
-import os
-import sqlite3
-from collections import deque
+import struct
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from tvkd_shared.errors import NoStore, StoreUnavailable
-from tvkd_shared.store.segment import FORMAT_VERSION
+import numpy as np
 
-APPLICATION_ID = 0x74766B64  # "tvkd"
+from tvkd_shared.key import KEY_BYTES
+from tvkd_shared.scored import Float32
+from tvkd_shared.store.block import Damaged, check, columns
+from tvkd_shared.store.files import Files
 
-SCHEMA = """
-CREATE TABLE teachers (id TEXT PRIMARY KEY, provenance TEXT NOT NULL);
-CREATE TABLE pending (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL, temperature REAL NOT NULL,
-    crc INTEGER NOT NULL, payload BLOB NOT NULL, UNIQUE (key, temperature));
-CREATE TABLE sealed (
-    key BLOB NOT NULL, temperature REAL NOT NULL, segment INTEGER NOT NULL, row INTEGER NOT NULL,
-    states INTEGER NOT NULL, PRIMARY KEY (key, temperature)) WITHOUT ROWID;
-CREATE TABLE segments (number INTEGER PRIMARY KEY, bytes INTEGER NOT NULL);
-CREATE TABLE totals (sequences INTEGER, tokens INTEGER, pending_bytes INTEGER, segment_bytes INTEGER);
-INSERT INTO totals VALUES (0, 0, 0, 0);
-CREATE TRIGGER pending_bytes_added AFTER INSERT ON pending BEGIN
-    UPDATE totals SET pending_bytes = pending_bytes + length(NEW.payload); END;
-CREATE TRIGGER pending_bytes_dropped AFTER DELETE ON pending BEGIN
-    UPDATE totals SET pending_bytes = pending_bytes - length(OLD.payload); END;
-CREATE TRIGGER segment_added AFTER INSERT ON segments BEGIN
-    UPDATE totals SET segment_bytes = segment_bytes + NEW.bytes; END;
-CREATE TRIGGER pending_added AFTER INSERT ON pending WHEN NEW.temperature = 0 BEGIN
-    UPDATE totals SET sequences = sequences + 1, tokens = tokens + length(NEW.payload) / 12 - 1; END;
-CREATE TRIGGER pending_dropped AFTER DELETE ON pending WHEN OLD.temperature = 0 BEGIN
-    UPDATE totals SET sequences = sequences - 1, tokens = tokens - length(OLD.payload) / 12 + 1; END;
-CREATE TRIGGER sealed_added AFTER INSERT ON sealed WHEN NEW.temperature = 0 BEGIN
-    UPDATE totals SET sequences = sequences + 1, tokens = tokens + NEW.states - 1; END;
-CREATE TRIGGER sealed_dropped AFTER DELETE ON sealed WHEN OLD.temperature = 0 BEGIN
-    UPDATE totals SET sequences = sequences - 1, tokens = tokens - OLD.states + 1; END;
-"""
-
-_EVERY_TABLE = """
-SELECT EXISTS (SELECT 1 FROM teachers), EXISTS (SELECT 1 FROM pending), EXISTS (SELECT 1 FROM sealed),
-    EXISTS (SELECT 1 FROM segments), EXISTS (SELECT sequences FROM totals)
-"""
-
-_NOT_OUR_PAGES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+FOLDER = "log"
+MAGIC = b"\x89tvk"
+DTYPE = np.dtype("<f4")
+_HEAD = struct.Struct("<4sII")
+_BODY = struct.Struct(f"<{KEY_BYTES}sdB")
 
 
-class MalformedLog(StoreUnavailable):
-    """The log's pages do not make a database. The writer rebuilds the index from the segments when it opens."""
+class Name(NamedTuple):
+    """What a block is filed under."""
+
+    key: bytes
+    temperature: float
 
 
-def log_path(store: Path) -> Path:
-    return store / "log.sqlite"
+@dataclass(frozen=True, slots=True, eq=False)
+class Pending:
+    """A block that is in the log, shape (S, columns), and the teacher whose it is."""
+
+    teacher: str
+    block: Float32
 
 
-@contextmanager
-def disk(store: Path, task: str) -> Iterator[None]:
-    """A failing disk, whichever way it is told, becomes StoreUnavailable; pages that are no database, MalformedLog."""
-    try:
-        yield
-    except (StoreUnavailable, sqlite3.ProgrammingError):
-        raise
-    except sqlite3.DatabaseError as error:
-        # An error that Python makes itself, such as a column that is no UTF-8, carries no code.
-        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _NOT_OUR_PAGES:
-            raise MalformedLog(
-                f"{log_path(store)} is malformed ({error}); the server rebuilds it from the segments when it starts"
-            ) from error
-        raise StoreUnavailable(
-            f"the store {store} cannot be {task}: {error}; it needs free space and a local, writable disk"
-        ) from error
-    except OSError as error:
-        raise StoreUnavailable(f"the store {store} cannot be {task}: {error}") from error
+def to_bytes(name: Name, pending: Pending) -> bytes:
+    """The record of one block."""
+    teacher = pending.teacher.encode()
+    body = _BODY.pack(name.key, name.temperature, len(teacher)) + teacher + pending.block.astype(DTYPE).tobytes()
+    return _HEAD.pack(MAGIC, len(body), zlib.crc32(body)) + body
 
 
-def is_new(connection: sqlite3.Connection) -> bool:
-    """Whether the database holds nothing yet."""
-    return not connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-
-
-def check_log(store: Path, connection: sqlite3.Connection) -> None:
-    """Raises StoreUnavailable when the log has another format version, MalformedLog when it is not a log of ours."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if application != APPLICATION_ID:
-        raise MalformedLog(
-            f"{log_path(store)} is no log of a store; the server rebuilds it from the segments when it starts"
-        )
-    if version != FORMAT_VERSION:
-        raise StoreUnavailable(
-            f"the store {store} has format version {version}; this program reads version {FORMAT_VERSION}"
-        )
-    connection.execute(_EVERY_TABLE).fetchone()
-
-
-def connect_read_only(store: Path) -> sqlite3.Connection:
-    """A read-only connection to a store's log. Raises NoStore when there is none, StoreUnavailable when it fails."""
-    path = log_path(store).absolute()
-    if not path.is_file():
-        raise NoStore(f"there is no store at {store}: it has no {path.name}")
-    with disk(store, "read"):
+def records(content: bytes) -> Iterator[tuple[int, int, Name, Pending]]:
+    """Each sound record, after the positions where it starts and ends."""
+    at = content.find(MAGIC)
+    while at >= 0:
         try:
-            return _connect(store, f"{path.as_uri()}?mode=ro")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
-                raise
-        # SQLite wants to make its -shm file, and this folder is not writable.
-        if (wal := path.with_name(path.name + "-wal")).exists() and wal.stat().st_size:
-            raise StoreUnavailable(
-                f"the store {store} was not closed and its folder is not writable: "
-                "open it once with write access, or make a copy of it"
-            )
-        return _connect(store, f"{path.as_uri()}?mode=ro&immutable=1")
+            end, name, pending = _record(content, at)
+        except (Damaged, struct.error, ValueError):
+            end = at + 1
+        else:
+            yield at, end, name, pending
+        at = content.find(MAGIC, end)
 
 
-def _connect(store: Path, uri: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-    try:
-        if is_new(connection):
-            raise NoStore(f"there is no store at {store} yet: its log is empty")
-        check_log(store, connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+def _record(content: bytes, at: int) -> tuple[int, Name, Pending]:
+    _, length, crc = _HEAD.unpack_from(content, at)
+    start = at + _HEAD.size
+    body = memoryview(content)[start : start + length]
+    if len(body) < length or zlib.crc32(body) != crc:
+        raise Damaged("a record of the log does not match its checksum")
+    key, temperature, size = _BODY.unpack_from(body)
+    rows = _BODY.size + size
+    block = np.frombuffer(body[rows:], DTYPE).astype(np.float32).reshape(-1, len(columns(temperature)))
+    teacher = bytes(body[_BODY.size : rows]).decode()
+    return start + length, Name(key, temperature), Pending(teacher, check(block, temperature))
 
 
-class Connections:
-    """Read-only connections, as many as are in use at once. None is used on both sides of a fork."""
+@dataclass(slots=True)
+class LogFile:
+    """What is read of one file. Of two records of a name the later counts: the earlier was not acknowledged."""
 
-    def __init__(self, store: Path) -> None:
-        self._store = store
-        self._closed = False
-        self._process = os.getpid()
-        self._idle = deque([connect_read_only(store)])
+    pending: dict[Name, Pending] = field(default_factory=dict)
+    end: int = 0
+    """Where the last sound record ended; what lies behind may still be being written."""
+    skipped: int = 0
+    """Bytes before `end` that are in no sound record."""
 
-    @contextmanager
-    def one(self) -> Iterator[sqlite3.Connection]:
-        if self._closed:
-            raise StoreUnavailable(f"the store {self._store} is closed")
-        if self._process != os.getpid():
-            # SQLite forbids a connection to cross a fork, closing it included: the parent's are left alone.
-            self._process, self._parents, self._idle = os.getpid(), self._idle, deque()
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = connect_read_only(self._store)
-        try:
-            yield connection
-        finally:
-            self._idle.append(connection)
-            if self._closed:
-                self.close()
+    def extend(self, content: bytes) -> None:
+        """Take in what the file holds from `end` on."""
+        base, reached = self.end, 0
+        for start, end, name, pending in records(content):
+            self.skipped += start - reached
+            self.pending[name] = pending
+            reached = end
+        self.end = base + reached
 
-    def close(self) -> None:
-        self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+
+def log_name(number: int) -> str:
+    return f"{FOLDER}/{number:012d}.log"
+
+
+class LogReader:
+    """The log as another process writes it, read on from where it was read before. One thread at a time."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self.read: dict[str, LogFile] = {}
+        """By file, in the order of writing."""
+        self._merged: dict[Name, Pending] = {}
+
+    def pending(self) -> dict[Name, Pending]:
+        """Every block in the log now. Files that are gone were sealed: their blocks are found in segments."""
+        before = [(name, file.end) for name, file in self.read.items()]
+        there = sorted(f"{FOLDER}/{name}" for name in self._files.names(FOLDER))
+        self.read = {name: self.read.get(name) or LogFile() for name in there}
+        for name in there:
+            try:
+                self.read[name].extend(self._files.read(name, self.read[name].end))
+            except FileNotFoundError:
+                del self.read[name]
+        if before != [(name, file.end) for name, file in self.read.items()]:
+            self._merged = {name: one for file in self.read.values() for name, one in file.pending.items()}
+        return self._merged

@@ -1,53 +1,45 @@
-"""Reading a store: beside a live writer, or with no server at all."""
+"""Reading a store: beside its writers, or with no server at all."""
 
-import json
-import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from tvkd_shared.scored import Float32, Scored
-from tvkd_shared.store.block import BASE, Damaged, from_log, record
+from tvkd_shared.store import document
+from tvkd_shared.store.block import BASE, Damaged, record
 from tvkd_shared.store.cache import ChunkCache
-from tvkd_shared.store.log import Connections, MalformedLog, disk, log_path
-from tvkd_shared.store.segment import Segment, segment_path
+from tvkd_shared.store.catalog import Catalog
+from tvkd_shared.store.certificate import Certificate, certificates
+from tvkd_shared.store.files import files_at
+from tvkd_shared.store.format import Format, read_format
+from tvkd_shared.store.index import Index
+from tvkd_shared.store.log import LogReader, Name, Pending
+from tvkd_shared.store.segment import Segment
 
 CACHE_BYTES = 128 << 20
-OPEN_SEGMENTS = 256
+OPEN_SEGMENTS = 1024
+TEACHERS = "teachers"
+_AT_ONCE = 16
 
-_FIND = """
-SELECT temperature, id, crc, payload, NULL, NULL, NULL FROM pending WHERE key = ?1 UNION ALL
-SELECT temperature, NULL, NULL, NULL, segment, row, states FROM sealed WHERE key = ?1
-"""
+One = TypeVar("One")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
 class StoreCounts:
-    """sequences and tokens held; bytes on disk; corrupt: blocks that failed a check since this store was opened."""
+    """sequences and tokens held; bytes on disk; corrupt: checks that failed since this store was opened."""
 
     sequences: int
     tokens: int
     bytes: int
     corrupt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a block rests: row `row` of segment `segment`, or, segment being None, row `id` of the pending ones."""
-
-    key: bytes
-    temperature: float
-    id: int
-    crc: int
-    payload: bytes
-    segment: int | None
-    row: int
-    states: int
 
 
 def check_temperatures(temperatures: Iterable[float]) -> None:
@@ -58,84 +50,210 @@ def check_temperatures(temperatures: Iterable[float]) -> None:
 
 
 class StoreReader:
-    """A store, read-only. Several processes may read at once, also beside a live writer. Thread safe.
+    """A store, read-only. Several processes may read at once, also beside live writers. Thread safe.
 
-    Raises NoStore when there is no store at `path`, StoreUnavailable when its disk or zarr fails. Bytes that fail a
-    check are never served and never raise: they count as missing, and in `counts().corrupt`.
+    Raises NoStore when there is no store at `place`, a folder or a URL; StoreUnavailable when it has another format
+    version, or when its disk or service fails. Bytes that fail a check are never served and never raise: they count as
+    missing, and in `counts().corrupt`.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._corrupt = 0
-        self._corrupt_lock = threading.Lock()
-        self._connections = Connections(self.path)
+    def __init__(self, place: str | Path) -> None:
+        self.place = str(place)
+        self.files = files_at(place)
+        self.corrupt = 0
+        """Checks that failed since this store was opened."""
+        self._reported: set[str] = set()
+        self._counting = threading.Lock()
+        self.format = self._format()
+        self._refreshing = threading.Lock()
         self._cache = ChunkCache(CACHE_BYTES)
-        self._segment = lru_cache(OPEN_SEGMENTS)(self._open_segment)
+        self._open = lru_cache(OPEN_SEGMENTS)(self._open_segment)
+        self._log = LogReader(self.files)
+        self.catalog = Catalog(self.files)
+        self.index = Index.load(self.files.index) or Index()
+        self._indexed = len(self.index)
+        self._update_index()
 
     def get(self, keys: Sequence[bytes], temperatures: Sequence[float] = (1.0,)) -> list[Scored | None]:
         """The record of each key, None where it is missing.
 
         A record's `values` hold temperature 1.0 and those of the asked ones that are stored. Raises ValueError when a
-        temperature is not a positive finite number, StoreUnavailable when the disk fails.
+        temperature is not a positive finite number, StoreUnavailable when disk or service fails.
         """
         check_temperatures(temperatures)
-        further = dict.fromkeys(temperature for temperature in temperatures if temperature != 1.0)
-        with disk(self.path, "read"), self._connections.one() as connection:
-            return [self._record(connection, key, list(further)) for key in keys]
+        asked = [BASE, *dict.fromkeys(temperature for temperature in temperatures if temperature != 1.0)]
+        names = dict.fromkeys(Name(key, temperature) for key in keys for temperature in asked)
+        found = self._blocks(list(names))
+        return [_record(key, asked, found) for key in keys]
+
+    def blocks(self, names: Sequence[Name]) -> dict[Name, Float32]:
+        """The sound blocks of segments as they are known now; of several of a name, the first that was published."""
+        return {name: block for name, (_, block) in self.winners(names).items()}
+
+    def winners(self, names: Sequence[Name]) -> dict[Name, tuple[str, Float32]]:
+        """As `blocks`, with the segment that each comes from."""
+        wanted = list(dict.fromkeys(name.key for name in names))
+        places = dict(zip(wanted, self.index.find(wanted), strict=True))
+
+        def read(name: Name) -> tuple[str, Float32] | None:
+            return self._first(name, places[name.key])
+
+        found = self._each(read, names)
+        return {name: one for name, one in zip(names, found, strict=True) if one is not None}
+
+    def refresh(self) -> None:
+        """Take in the commits since, of this process or of others."""
+        with self._refreshing:
+            if self.catalog.refresh():
+                self._update_index()
 
     def teachers(self) -> dict[str, dict[str, Any]]:
         """Teacher id → provenance, the fields of TeacherInfo."""
-        with disk(self.path, "read"), self._connections.one() as connection:
-            rows = connection.execute("SELECT id, provenance FROM teachers").fetchall()
-            return {teacher: json.loads(provenance) for teacher, provenance in rows}
+        found = {}
+        for name in self.files.names(TEACHERS):
+            try:
+                said = document.from_bytes(self.files.read(f"{TEACHERS}/{name}"), f"{TEACHERS}/{name}")
+                found[str(said["id"])] = said
+            except (Damaged, LookupError, FileNotFoundError) as damage:
+                self._damaged(f"{TEACHERS}/{name}", damage)
+        return found
+
+    def certificates(self) -> list[Certificate]:
+        """What `tvkd store verify --rescore` found, the newest last."""
+        return certificates(self.files, self._damaged)
 
     def counts(self) -> StoreCounts:
-        with disk(self.path, "read"), self._connections.one() as connection:
-            totals = connection.execute("SELECT sequences, tokens, segment_bytes FROM totals").fetchone()
-            sequences, tokens, segment_bytes = totals
-            log = log_path(self.path)
-            files = (log, log.with_name(log.name + "-wal"))
-            log_bytes = sum(file.stat().st_size for file in files if file.exists())
-        return StoreCounts(sequences, tokens, segment_bytes + log_bytes, self._corrupt)
+        self.refresh()
+        entries = list(self.catalog.segments.values())
+        local = 0 if self.files.remote else _size(self.files.index) + sum(file.size for file in self.files.walk("log"))
+        sequences, tokens = self._pending_counts()
+        return StoreCounts(
+            sequences=sequences + sum(entry.sequences for entry in entries),
+            tokens=tokens + sum(entry.tokens for entry in entries),
+            bytes=local + sum(entry.bytes for entry in entries),
+            corrupt=self.corrupt,
+        )
+
+    def segment(self, name: str) -> Segment:
+        """A live segment. Raises KeyError when it is none."""
+        return self._open(name)
 
     def close(self) -> None:
-        self._connections.close()
+        """Let the store go."""
+        self._open.cache_clear()
 
-    def _record(self, connection: sqlite3.Connection, key: bytes, further: list[float]) -> Scored | None:
+    def _format(self) -> Format:
         try:
-            with disk(self.path, "read"):
-                rows = connection.execute(_FIND, (key,)).fetchall()
-        except MalformedLog as damage:
-            self._damaged(None, damage)
+            return read_format(self.files)
+        except Damaged as damage:
+            self._damaged("store.json", damage)
+            return Format()
+
+    def _blocks(self, names: list[Name]) -> dict[Name, Float32]:
+        """Segments as known, then the log, then segments published meanwhile: a block is always in one of them."""
+        found = self.blocks(names)
+        if left := [name for name in names if name not in found]:
+            pending = self.pending()
+            found |= {name: pending[name].block for name in left if name in pending}
+        if left := [name for name in names if name not in found]:
+            self.refresh()
+            found |= self.blocks(left)
+        return found
+
+    def pending(self) -> Mapping[Name, Pending]:
+        """Blocks that are durable and not yet in a segment."""
+        if self.files.remote:
+            return {}
+        with self._refreshing:
+            return self._log.pending()
+
+    def _first(self, name: Name, places: Sequence[tuple[str, int]]) -> tuple[str, Float32] | None:
+        candidates = [(entry.order, entry.name, row) for entry, row in self._candidates(name.temperature, places)]
+        for _, segment, row in sorted(candidates):
+            try:
+                block = self.segment(segment).block(row, name.key)
+            except KeyError:
+                continue  # compacted meanwhile
+            except Damaged as damage:
+                self._damaged(f"{segment}/{row}", damage)
+            except FileNotFoundError as damage:
+                self.refresh()
+                if segment in self.catalog.segments:  # else it was compacted, and removed, long ago
+                    self._damaged(segment, damage)
+            else:
+                if block is not None:
+                    return segment, block
+        return None
+
+    def _candidates(self, temperature: float, places: Sequence[tuple[str, int]]) -> Iterable[tuple[Any, int]]:
+        for segment, row in places:
+            entry = self.catalog.segments.get(segment)
+            if entry is not None and entry.temperature == temperature and row < entry.records:
+                yield entry, row
+
+    def _update_index(self) -> None:
+        """Bring the index to the catalog's segments. A segment whose keys are damaged has none that can be found."""
+        live = self.catalog.segments
+        self.index.drop(self.index.names - live.keys())
+        missing = [name for name in list(live) if name not in self.index.names]
+        for name, keys in zip(missing, self._each(self._keys, missing), strict=True):
+            if keys is not None:
+                self.index.add(name, keys)
+        for name in self.catalog.damaged:
+            self._damaged(name, Damaged(f"{name} is damaged"))
+
+    def _keys(self, name: str) -> npt.NDArray[np.uint8] | None:
+        try:
+            return self.segment(name).keys()
+        except (Damaged, FileNotFoundError) as damage:
+            self._damaged(f"{name}/keys", damage)
             return None
-        blocks: dict[float, Float32] = {}
-        for place in (Place(key, *row) for row in rows):
-            if place.temperature == BASE or place.temperature in further:
-                try:
-                    blocks[place.temperature] = self._block(place)
-                except Damaged as damage:
-                    self._damaged(place, damage)
-        if BASE not in blocks:
-            return None
-        base = blocks[BASE]
-        asked = {tau: blocks[tau] for tau in further if tau in blocks and len(blocks[tau]) == len(base)}
-        return record(base, asked)
 
-    def _block(self, place: Place) -> Float32:
-        if place.segment is None:
-            return from_log(place.key, place.temperature, place.crc, place.payload)
-        # A flipped bit in the index can change the type of a column.
-        if not all(isinstance(number, int) for number in (place.segment, place.row, place.states)):
-            raise Damaged("a row of the index has columns of another type")
-        segment = self._segment(place.segment)
-        if segment.temperature != place.temperature:
-            raise Damaged(f"{segment.path} has temperature {segment.temperature}, not {place.temperature}")
-        return segment.block(place.row, place.key, place.states)
+    def _each(self, read: Callable[[One], Answer], names: Sequence[One]) -> Iterable[Answer]:
+        """What `read` gives for each name; several at once where each waits for a service."""
+        if not self.files.remote or len(names) < 2:
+            return map(read, names)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return list(pool.map(read, names))
 
-    def _damaged(self, place: Place | None, damage: Exception) -> None:
-        """Called for each block that failed a check, with None when the log itself is malformed. The writer mends."""
-        with self._corrupt_lock:
-            self._corrupt += 1
+    def save_index(self, grown: float = 1.0) -> None:
+        """Keep the index for the next opening, when it has grown by more than a factor."""
+        with self._refreshing:
+            if len(self.index) > grown * self._indexed:
+                self.index.save(self.files.index)
+                self._indexed = len(self.index)
 
-    def _open_segment(self, number: int) -> Segment:
-        return Segment(segment_path(self.path, number), self._cache)
+    def _open_segment(self, name: str) -> Segment:
+        return Segment(self.files, self.catalog.segments[name], self._cache)
+
+    def _pending_counts(self) -> tuple[int, int]:
+        held = dict(self.pending())
+        # A crash may have left blocks in the log that are in a segment already.
+        found = self.index.find([name.key for name in held])
+        fresh = [
+            len(pending.block) - 1
+            for (name, pending), places in zip(held.items(), found, strict=True)
+            if name.temperature == BASE and not places
+        ]
+        return len(fresh), sum(fresh)
+
+    def _damaged(self, what: str, damage: Exception) -> bool:
+        """Count bytes that failed a check, once. Returns whether they are new."""
+        with self._counting:
+            if what in self._reported:
+                return False
+            self._reported.add(what)
+            self.corrupt += 1
+            return True
+
+
+def _record(key: bytes, asked: list[float], found: dict[Name, Float32]) -> Scored | None:
+    base = found.get(Name(key, BASE))
+    if base is None:
+        return None
+    further = {tau: found[Name(key, tau)] for tau in asked[1:] if Name(key, tau) in found}
+    return record(base, {tau: block for tau, block in further.items() if len(block) == len(base)})
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

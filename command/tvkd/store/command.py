@@ -1,0 +1,219 @@
+"""`tvkd store ACTION`: each action has a settings model, from which its flags and `--help` are made."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import Field, PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from rich.console import Console
+from rich.progress import track
+
+from tvkd.store import archive, info
+from tvkd_server.store import open_store
+from tvkd_server.store.compact import SEGMENT_BYTES, compact
+from tvkd_server.store.copying import copy
+from tvkd_server.store.gc import GRACE_SECONDS, collect
+from tvkd_server.store.publisher import Publisher
+from tvkd_server.store.verify import verify
+from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.settings import exit_code, from_command_line
+from tvkd_shared.store import StoreReader
+
+Item = TypeVar("Item")
+
+
+def configuration(action: str) -> SettingsConfigDict:
+    return SettingsConfigDict(
+        env_prefix="TVKD_", cli_prog_name=f"tvkd store {action}", cli_kebab_case=True, cli_hide_none_type=True,
+        cli_implicit_flags=True, extra="forbid",
+    )  # fmt: skip
+
+
+class Action(BaseSettings):
+    """What every action is told."""
+
+    store: str = Field(description="the store: a directory, or s3://…, gs://…, az://…")
+    json_: bool = Field(False, alias="json", description="print JSON, for programs")
+
+    name: ClassVar[str]
+
+    def run(self) -> int:
+        """Do it. Returns the exit code. Raises the errors of `tvkd_shared.errors`."""
+        raise NotImplementedError
+
+    def tell(self, result: Any, line: str) -> None:
+        """Print the result, one way or the other."""
+        print(json.dumps(result, indent=1) if self.json_ else line)
+
+    def bar(self, what: str) -> Callable[[list[Item]], Iterable[Item]]:
+        """A progress bar on standard error, where somebody watches."""
+        console = Console(stderr=True)
+        return lambda items: track(items, what, console=console, disable=not console.is_terminal or self.json_)
+
+
+class Info(Action):
+    """What is in a store, by teacher: sequences, tokens, bytes a token, segments, temperatures, provenance."""
+
+    model_config = configuration("info")
+    name = "info"
+
+    def run(self) -> int:
+        said = info.gather(StoreReader(self.store))
+        if self.json_:
+            self.tell(said, "")
+        else:
+            Console().print(info.table(said))
+        return 0
+
+
+class Verify(Action):
+    """Read every byte of a store and check it. Exit code 1 when something is damaged.
+
+    With --rescore, a random sample of a data set's completions is also computed again by transformers in float32, and
+    how far the stored values are off is kept in the store, as a certificate that a trainer can ask for.
+    """
+
+    model_config = configuration("verify")
+    name = "verify"
+
+    rescore: PositiveInt | None = Field(
+        None, description="completions to compute again; needs model, dataset, tokenizer"
+    )
+    model: str | None = Field(None, description="rescore: the teacher's directory; its weights must be the store's")
+    dataset: str | None = Field(None, description="rescore: the pairs whose values are in the store, as for prefetch")
+    tokenizer: str | None = Field(None, description="rescore: the tokenizer that they were fetched with")
+    split: str | None = Field(None, description="rescore: split of the data set; needed when it has several")
+    seed: int = Field(0, description="rescore: which sample is drawn")
+
+    def run(self) -> int:
+        given = [self.model, self.dataset, self.tokenizer]
+        if (self.rescore is None) != (given == [None] * 3) or (self.rescore is not None and None in given):
+            raise InvalidRequest("--rescore goes with --model, --dataset and --tokenizer: give all four, or none")
+        store = StoreReader(self.store)
+        problems = verify(store, progress=self.bar("Verifying"))
+        certificate = None
+        if self.rescore is not None:
+            from tvkd.store.rescore import rescore  # noqa: PLC0415 - needs the trainer's packages
+
+            certificate = rescore(
+                store, self.rescore, model=str(self.model), dataset=str(self.dataset), tokenizer=str(self.tokenizer),
+                split=self.split, seed=self.seed, progress=self.bar("Computing again"),
+            )  # fmt: skip
+        said = {
+            "segments": len(store.catalog.segments),
+            "problems": [asdict(problem) for problem in problems],
+            "certificate": certificate.model_dump() if certificate else None,
+        }
+        lines = [f"{problem.file}: {problem.what}" for problem in problems]
+        lines.append(f"{len(problems)} problems in {len(store.catalog.segments)} segments and what is beside them")
+        if certificate:
+            lines.append(info.certificate_line(certificate.model_dump()))
+        self.tell(said, "\n".join(lines))
+        return 1 if problems else 0
+
+
+class Compact(Action):
+    """Merge many small segments into few, beside readers and a live server. The old files go with `tvkd store gc`."""
+
+    model_config = configuration("compact")
+    name = "compact"
+
+    segment_bytes: PositiveInt = Field(
+        SEGMENT_BYTES, description="size of a merged segment; four times as much memory is used"
+    )
+
+    def run(self) -> int:
+        done = compact(Publisher(self.store), segment_bytes=self.segment_bytes, progress=self.bar("Compacting"))
+        self.tell(
+            asdict(done),
+            f"{done.segments_before} segments became {done.segments_after}, {done.bytes_before:,} bytes "
+            f"{done.bytes_after:,}" + (f"; {done.damaged} damaged blocks were left out" if done.damaged else ""),
+        )
+        return 0
+
+
+class Gc(Action):
+    """Remove segments that were compacted, what crashes left, and commits that a checkpoint holds."""
+
+    model_config = configuration("gc")
+    name = "gc"
+
+    grace_hours: Annotated[float, Field(ge=0)] = Field(
+        GRACE_SECONDS / 3600,
+        description="remove only what has not been live for so long: longer than readers use an old segment, and than "
+        "a writer may be suspended",
+    )
+
+    def run(self) -> int:
+        done = collect(Publisher(self.store), grace_seconds=self.grace_hours * 3600)
+        self.tell(asdict(done), f"{done.files} files removed, {done.bytes:,} bytes")
+        return 0
+
+
+class Export(Action):
+    """Write one teacher's values as a store of their own, compacted, with a card: a directory, or a .zip file."""
+
+    model_config = configuration("export")
+    name = "export"
+
+    output: str = Field(description="a new directory, or a file that ends in .zip")
+    teacher_id: str | None = Field(None, description="which teacher, when the store holds several")
+    segment_bytes: PositiveInt = Field(SEGMENT_BYTES, description="size of a segment")
+
+    def run(self) -> int:
+        done = archive.export(
+            StoreReader(self.store), self.output, self.teacher_id, segment_bytes=self.segment_bytes,
+            progress=self.bar("Exporting"),
+        )  # fmt: skip
+        self.tell(asdict(done), f"{done.copied} blocks in {self.output}" + archive.left_out(done))
+        return 1 if done.damaged else 0
+
+
+class Import(Action):
+    """Take in another store's values, such as an export's. What is here stays; safe to repeat."""
+
+    model_config = configuration("import")
+    name = "import"
+
+    source: str = Field(description="a store's directory, .zip file or URL")
+    teacher_id: str | None = Field(None, description="only this teacher's")
+    segment_bytes: PositiveInt = Field(SEGMENT_BYTES, description="size of a segment")
+
+    def run(self) -> int:
+        with archive.opened(self.source) as source:
+            # A folder's one writer: what waits in its log was acknowledged first, and counts first.
+            store = open_store(self.store)
+            try:
+                store.seal()
+                done = copy(
+                    source, store, self.teacher_id, segment_bytes=self.segment_bytes, progress=self.bar("Importing")
+                )
+            finally:
+                store.close()
+        self.tell(
+            asdict(done), f"{done.copied} blocks imported, {done.present} were there already{archive.left_out(done)}"
+        )
+        return 1 if done.damaged else 0
+
+
+ACTIONS: dict[str, type[Action]] = {action.name: action for action in (Info, Verify, Compact, Gc, Export, Import)}
+
+
+def main(argv: list[str]) -> int:
+    """Dispatch `tvkd store ACTION …`. Returns 0 done, 2 for a user's mistake, 1 for a fault or damage found."""
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if name not in ACTIONS:
+        print(f"tvkd store: no action {name!r}; there are {', '.join(ACTIONS)}", file=sys.stderr)
+        return 2
+    return exit_code(f"tvkd store {name}", lambda: from_command_line(ACTIONS[name], rest).run())
+
+
+def _usage() -> str:
+    lines = "\n".join(f"  {name:<8} {(action.__doc__ or '').splitlines()[0]}" for name, action in ACTIONS.items())
+    return f"usage: tvkd store ACTION --store STORE [flags]\n\n{lines}\n\n`tvkd store ACTION --help` lists its flags."

@@ -1,0 +1,92 @@
+"""What is in a store, by teacher."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from tvkd_shared.store import StoreReader
+from tvkd_shared.store.block import BASE
+from tvkd_shared.store.format import FORMAT_VERSION
+
+
+def gather(store: StoreReader) -> dict[str, Any]:
+    """JSON of the whole store and of each teacher. Blocks in the log count in the whole only."""
+    counts = store.counts()
+    provenance = store.teachers()
+    entries = list(store.catalog.segments.values())
+    of_teacher = {}
+    for teacher in sorted({entry.teacher for entry in entries} | provenance.keys()):
+        own = [entry for entry in entries if entry.teacher == teacher]
+        tokens, size = sum(entry.tokens for entry in own), sum(entry.bytes for entry in own)
+        of_teacher[teacher] = {
+            "sequences": sum(entry.sequences for entry in own),
+            "tokens": tokens,
+            "bytes": size,
+            "bytes_per_token": size / tokens if tokens else 0.0,
+            "segments": len(own),
+            "temperatures": sorted({1.0 if entry.temperature == BASE else entry.temperature for entry in own}),
+            "provenance": provenance.get(teacher),
+        }
+    return {
+        "store": store.place,
+        "version": FORMAT_VERSION,
+        "mantissa_bits": store.format.mantissa_bits,
+        "relative_error": store.format.relative_error,
+        "sequences": counts.sequences,
+        "tokens": counts.tokens,
+        "bytes": counts.bytes,
+        "bytes_per_token": counts.bytes / counts.tokens if counts.tokens else 0.0,
+        "segments": len(entries),
+        "in_log": len(store.pending()),
+        "commits": store.catalog.number,
+        "corrupt": counts.corrupt,
+        "teachers": of_teacher,
+        "certificates": [certificate.model_dump() for certificate in store.certificates()],
+    }
+
+
+def table(said: Mapping[str, Any]) -> RenderableType:
+    """The same for people."""
+    precision = (
+        "float32, exact"
+        if not said["relative_error"]
+        else f"float32 with {said['mantissa_bits']} of 23 mantissa bits: each number within "
+        f"{said['relative_error']:.1e} of itself (at 25: {25 * said['relative_error']:.4f})"
+    )
+    lines = [
+        f"{said['store']}: format {said['version']}, {precision}",
+        f"{said['sequences']:,} sequences, {said['tokens']:,} tokens, {said['bytes']:,} bytes "
+        f"({said['bytes_per_token']:.1f} a token), {said['segments']} segments, {said['in_log']:,} blocks in the log, "
+        f"{said['commits']} commits",
+    ]
+    rows = Table("teacher", "", box=None, show_header=False, pad_edge=False)
+    for teacher, own in said["teachers"].items():
+        known = own["provenance"] or {}
+        rows.add_row(teacher, f"{known.get('name', 'unknown')}, {known.get('dtype', '?')}, {_engine(known)}")
+        rows.add_row(
+            "",
+            f"{own['sequences']:,} sequences, {own['tokens']:,} tokens, {own['bytes_per_token']:.1f} bytes a token in "
+            f"{own['segments']} segments, temperatures {', '.join(map(str, own['temperatures'])) or 'none'}",
+        )
+        for certificate in said["certificates"]:
+            if certificate["teacher"] == teacher:
+                rows.add_row("", certificate_line(certificate))
+    if said["corrupt"]:
+        lines.append(f"{said['corrupt']} checks failed; `tvkd store verify` names the files")
+    return Group(*lines, rows)
+
+
+def certificate_line(certificate: Mapping[str, Any]) -> str:
+    """A certificate in one line."""
+    errors = ", ".join(
+        f"{100 * float(quantile):g} % within {error:.1e}" for quantile, error in certificate["errors"].items()
+    )
+    day = time.strftime("%Y-%m-%d", time.gmtime(certificate["made"]))
+    return f"{day}: {certificate['sequences']:,} sequences computed again by {certificate['reference']}: {errors}"
+
+
+def _engine(provenance: Mapping[str, Any]) -> str:
+    return f"{provenance.get('engine', '?')} {provenance.get('engine_version', '')}".strip()

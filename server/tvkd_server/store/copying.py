@@ -1,0 +1,97 @@
+"""Values from one store into another: what export and import are made of."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from tvkd_server.store.compact import sound_blocks
+from tvkd_server.store.publisher import Publisher
+from tvkd_server.store.segment import new_segment
+from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.scored import Float32
+from tvkd_shared.store.block import rounded
+from tvkd_shared.store.catalog import SegmentEntry
+from tvkd_shared.store.certificate import write_certificate
+from tvkd_shared.store.log import Name
+from tvkd_shared.store.reader import StoreReader
+from tvkd_shared.wire import TeacherInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """blocks that were copied, that were there already, and that failed a check in the source and were left out."""
+
+    copied: int
+    present: int
+    damaged: int
+
+
+def copy(
+    source: StoreReader,
+    target: Publisher,
+    teacher: str | None = None,
+    *,
+    segment_bytes: int,
+    progress: Callable[[list[SegmentEntry]], Iterable[SegmentEntry]] = iter,
+) -> Copied:
+    """Publish in `target` what `source` has, of one teacher or of all, and `target` has not.
+
+    What `target` has stays, so it is safe to repeat. Blocks that are still in the source's log come too. Teachers and
+    certificates come along. Raises InvalidRequest when the source has no such teacher, or is less precise than the
+    target says of itself; StoreUnavailable when disk or service fails: what was published stays.
+    """
+    _check(source, target, teacher)
+    pending = source.pending()  # first: what is sealed meanwhile is found in a segment
+    source.refresh()
+    counts = {"copied": 0, "present": 0, "damaged": 0}
+    gathered: dict[tuple[str, float], dict[bytes, Float32]] = {}
+
+    def publish(group: tuple[str, float]) -> None:
+        if blocks := gathered.pop(group, None):
+            target.publish([new_segment(target.new_name(), *group, blocks, mantissa_bits=target.format.mantissa_bits)])
+            counts["copied"] += len(blocks)
+
+    def take(group: tuple[str, float], found: dict[bytes, Float32]) -> None:
+        names = [Name(key, group[1]) for key in found]
+        there = target.blocks(names)
+        counts["present"] += len(there)
+        blocks = gathered.setdefault(group, {})
+        for name in names:
+            if name not in there:
+                blocks.setdefault(name.key, rounded(found[name.key], target.format.mantissa_bits))
+        if sum(block.nbytes for block in blocks.values()) >= segment_bytes:
+            publish(group)
+
+    entries = [entry for entry in source.catalog.segments.values() if teacher in (None, entry.teacher)]
+    for entry in progress(sorted(entries, key=lambda entry: (entry.order, entry.name))):
+        found = list(sound_blocks(source, entry))
+        counts["damaged"] += sum(block is None for _, block in found)
+        take((entry.teacher, entry.temperature), {key: block for key, block in found if block is not None})
+    for name, one in pending.items():
+        if teacher in (None, one.teacher):
+            take((one.teacher, name.temperature), {name.key: one.block})
+    for group in list(gathered):
+        publish(group)
+    _copy_teachers(source, target, teacher)
+    return Copied(**counts)
+
+
+def _check(source: StoreReader, target: Publisher, teacher: str | None) -> None:
+    teachers = source.teachers()
+    if teacher is not None and teacher not in teachers:
+        raise InvalidRequest(f"store {source.place} has no teacher {teacher}; it holds {', '.join(teachers) or 'none'}")
+    if source.format.mantissa_bits < target.format.mantissa_bits:
+        raise InvalidRequest(
+            f"store {source.place} keeps {source.format.mantissa_bits} mantissa bits and {target.place} says "
+            f"{target.format.mantissa_bits}, more than it would then have; use a store of the same precision"
+        )
+
+
+def _copy_teachers(source: StoreReader, target: Publisher, teacher: str | None) -> None:
+    there = target.teachers()
+    for name, provenance in source.teachers().items():
+        if teacher in (None, name) and name not in there:
+            target.add_teacher(TeacherInfo.model_validate(provenance))
+    known = target.certificates()
+    for certificate in source.certificates():
+        if teacher in (None, certificate.teacher) and certificate not in known:
+            write_certificate(target.files, certificate)

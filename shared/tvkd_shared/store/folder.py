@@ -1,0 +1,128 @@
+"""A store's files in a folder on a local disk."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tvkd_shared.errors import StoreUnavailable
+from tvkd_shared.store.files import File
+
+_UNFINISHED = "."
+"""First letter of a file that is being written. `names` leaves those out; `walk` gives them."""
+
+
+class Folder:
+    """See `Files`. A name appears whole or not at all: written under another, made durable, then linked or renamed."""
+
+    remote = False
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.index = root / "index"
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        with disk_faults(self.root, "read"):
+            descriptor = os.open(self.root / name, os.O_RDONLY)
+            try:
+                size = os.fstat(descriptor).st_size
+                first = max(0, size + start) if start < 0 else start
+                last = size if stop is None else min(stop, size)
+                return os.pread(descriptor, max(0, last - first), first)
+            finally:
+                os.close(descriptor)
+
+    def create(self, name: str, content: bytes) -> bool:
+        with disk_faults(self.root, "written"):
+            path = self.root / name
+            self._folder(path.parent)
+            unfinished = self._unfinished(path, content)
+            try:
+                os.link(unfinished, path)
+            except FileExistsError:
+                return False
+            finally:
+                unfinished.unlink()
+            sync(path.parent)
+            return True
+
+    def write(self, contents: Mapping[str, bytes]) -> None:
+        with disk_faults(self.root, "written"):
+            for name, content in contents.items():
+                path = self.root / name
+                self._folder(path.parent)
+                self._unfinished(path, content).replace(path)
+            for folder in {(self.root / name).parent for name in contents}:
+                sync(folder)
+
+    def names(self, folder: str, after: str = "") -> list[str]:
+        with disk_faults(self.root, "read"):
+            try:
+                found = [path.name for path in (self.root / folder).iterdir()]
+            except FileNotFoundError:
+                return []
+        return sorted(name for name in found if name > after and not name.startswith(_UNFINISHED))
+
+    def walk(self, folder: str) -> Iterator[File]:
+        with disk_faults(self.root, "read"):
+            for path, _, names in os.walk(self.root / folder):
+                for name in names:
+                    file = Path(path, name)
+                    with contextlib.suppress(FileNotFoundError):
+                        said = file.stat()
+                        yield File(str(file.relative_to(self.root)), said.st_size, said.st_mtime)
+
+    def remove(self, names: list[str]) -> None:
+        with disk_faults(self.root, "written"):
+            for name in names:
+                (self.root / name).unlink(missing_ok=True)
+            for folder in sorted({parent for name in names for parent in Path(name).parents}, reverse=True):
+                if len(folder.parts) > 1:  # the store's own folders stay
+                    with contextlib.suppress(OSError):
+                        (self.root / folder).rmdir()
+
+    def _unfinished(self, path: Path, content: bytes) -> Path:
+        """The content, durable, under a name of its own beside `path`."""
+        unfinished = path.with_name(f"{_UNFINISHED}{path.name}.{uuid.uuid4().hex}")
+        try:
+            with unfinished.open("xb", buffering=0) as file:
+                file.write(content)
+                os.fsync(file.fileno())
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+        return unfinished
+
+    def _folder(self, path: Path) -> None:
+        """Make a folder, and its parents, durably."""
+        missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            sync(folder.parent)
+
+
+@contextlib.contextmanager
+def disk_faults(root: str | Path, task: str) -> Iterator[None]:
+    """A failing disk becomes StoreUnavailable, a name that is not there FileNotFoundError."""
+    try:
+        yield
+    except StoreUnavailable:
+        raise
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise FileNotFoundError(f"{error.filename} is not there") from error
+    except OSError as error:
+        more = "" if task == "read" else "; it needs free space and a local, writable disk"
+        raise StoreUnavailable(f"the store {root} cannot be {task}: {error}{more}") from error
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
