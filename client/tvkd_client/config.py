@@ -55,6 +55,10 @@ class TVKDConfig(DPOConfig):
     store: str | None = field(
         default=None, metadata={"help": "Value store, for value_source store: a folder, or s3://…; no server is asked."}
     )
+    max_value_error: float | None = field(
+        default=None,
+        metadata={"help": "Refuse a store with no certificate (`tvkd store verify --rescore`) of errors up to this."},
+    )
     other_vocabulary: bool = field(
         default=False,
         metadata={"help": "Take a student whose vocabulary differs from the teacher's in tokens the data never use."},
@@ -78,6 +82,8 @@ class TVKDConfig(DPOConfig):
             setattr(self, name, _finite(name, getattr(self, name)))
         if not 0 <= self.gamma <= 1:
             raise InvalidRequest(f"gamma {self.gamma} is not in 0 … 1")
+        if self.max_value_error is not None and _finite("max_value_error", self.max_value_error) < 0:
+            raise InvalidRequest(f"max_value_error {self.max_value_error} is below 0")
         if self.temperature <= 0:
             raise InvalidRequest(f"temperature {self.temperature} is not above 0")
         for name, known in (("potential", Potential), ("terminal", Terminal), ("aggregate", Aggregate)):

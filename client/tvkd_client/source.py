@@ -155,6 +155,28 @@ def teacher_of(source: ValueSource) -> TeacherInfo | None:
     return None
 
 
+def check_certificate(source: ValueSource, max_value_error: float) -> None:
+    """Raises InvalidRequest unless the newest certificate of the source's teacher says that no error was larger."""
+    if isinstance(source, ServerSource):
+        found = source.client.store().certificates
+    elif isinstance(source, StoreSource):
+        with closing(StoreReader(source.place)) as reader:
+            found = reader.certificates()
+    else:
+        raise InvalidRequest(f"max_value_error is set, and {type(source).__name__} has no certificates; leave it out")
+    own = [certificate for certificate in found if certificate.teacher == source.teacher_id]
+    if not own:
+        raise InvalidRequest(
+            f"max_value_error is {max_value_error} and the store has no certificate of teacher {source.teacher_id}; "
+            "`tvkd store verify --rescore` makes one"
+        )
+    if own[-1].largest_error > max_value_error:
+        raise InvalidRequest(
+            f"the store's newest certificate says errors up to {own[-1].largest_error:.2g}, more than max_value_error "
+            f"{max_value_error}; serve the teacher in float32, or allow more"
+        )
+
+
 def grouped(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
 ) -> tuple[list[TokenItem], list[tuple[int, int]]]:

@@ -22,7 +22,7 @@ from tvkd_client.collator import SHAPING, ShapingCollator
 from tvkd_client.config import TVKDConfig
 from tvkd_client.preference_tokens import check_vocabulary
 from tvkd_client.reading import Ending
-from tvkd_client.source import ServerSource, ValueSource, source_of, teacher_of
+from tvkd_client.source import ServerSource, ValueSource, check_certificate, source_of, teacher_of
 from tvkd_shared.errors import InvalidRequest, TeacherMismatch
 
 PAIRS_A_BARRIER = 64
@@ -80,6 +80,8 @@ class TVKDTrainer(DPOTrainer):
         self.alpha = args.alpha
         super().__init__(model, ref_model, args, train_dataset=train_dataset, **dpo)
         if args.alpha != 0 and source is not None:
+            if args.max_value_error is not None:
+                check_certificate(source, args.max_value_error)
             if not args.other_vocabulary and (teacher := teacher_of(source)) is not None:
                 check_vocabulary(self._tokenizer, teacher)
             if args.value_source == "bulk":

@@ -217,6 +217,7 @@ class Service:
 
     async def store_info(self) -> StoreInfo:
         counts = await asyncio.to_thread(self.store.counts)
+        certificates = await asyncio.to_thread(self.store.certificates)
         return StoreInfo(
             sequences=counts.sequences,
             tokens=counts.tokens,
@@ -226,6 +227,8 @@ class Service:
             misses=self.metrics.count("tvkd_computed_completions_total")
             + self.metrics.count("tvkd_joined_completions_total"),
             corrupt=counts.corrupt,
+            mantissa_bits=self.store.format.mantissa_bits,
+            certificates=certificates,
         )
 
     async def close(self) -> None:

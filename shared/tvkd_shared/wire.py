@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from tvkd_shared.key import KEY_BYTES, VALUE_DEFINITION
 from tvkd_shared.scored import Scored
+from tvkd_shared.store.certificate import Certificate
 
 MAX_TEMPERATURES = 8
 
@@ -148,6 +149,8 @@ class StoreInfo(BaseModel):
     hits: int
     misses: int
     corrupt: int
+    mantissa_bits: int = Field(description="of float32's 23, how many the numbers keep")
+    certificates: list[Certificate] = Field(description="samples computed again, by `tvkd store verify --rescore`")
 
 
 class Problem(BaseModel):

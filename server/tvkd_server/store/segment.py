@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 from zarr.storage import MemoryStore
 
 from tvkd_shared.errors import StoreUnavailable
@@ -17,7 +17,7 @@ from tvkd_shared.scored import Float32
 from tvkd_shared.store.block import Damaged
 from tvkd_shared.store.cache import ChunkCache
 from tvkd_shared.store.catalog import SEGMENTS, SegmentEntry
-from tvkd_shared.store.segment import ARRAYS, Segment, attributes, metadata_crc32
+from tvkd_shared.store.segment import ARRAYS, BY_COLUMN, Segment, attributes, metadata_crc32
 from tvkd_shared.store.shard import CHUNK_ROWS
 
 
@@ -70,6 +70,7 @@ def _group(arrays: Mapping[str, npt.NDArray[Any]], said: dict[str, Any]) -> dict
             chunks=(CHUNK_ROWS, *rows.shape[1:]),
             shards=(-(-len(rows) // CHUNK_ROWS) * CHUNK_ROWS, *rows.shape[1:]),
             dtype=rows.dtype,
+            filters=[TransposeCodec(order=(1, 0))] if name == BY_COLUMN else None,
             compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
             # zarr answers a missing shard with the fill value, so these are no values.
             fill_value={"values": np.nan, "offsets": -1, "keys": 0}[name],

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,20 +15,32 @@ from obstore import exceptions
 from obstore.store import from_url
 from platformdirs import user_cache_path
 
-from tvkd_shared.errors import InvalidRequest, StoreUnavailable
+from tvkd_shared.errors import InvalidRequest, NoStore, StoreUnavailable
 from tvkd_shared.store.files import File
 
 AT_ONCE = 16
 """Requests that one write or removal has under way."""
 
-_RETRIES: Any = {"max_retries": 6, "retry_timeout": timedelta(seconds=30)}
+REQUEST_SECONDS = 30.0
+"""How long one request may take."""
+RETRY_SECONDS = 30.0
+"""How long after its first failure an operation is tried again."""
+
+_threads_of: int | None = None
+"""The process in which the library has started its threads. They do not survive a fork: a child would wait for ever."""
+
+_MAY_PASS = (exceptions.GenericError, exceptions.AlreadyExistsError, exceptions.PreconditionError)
+
+
+class _Missing(FileNotFoundError):
+    """An object that is not there."""
 
 
 class Bucket:
     """See `Files`. Credentials, region and endpoint come from the usual variables or the machine's role.
 
-    Failures that pass are tried again by the library, 30 seconds long. A `create` whose answer was lost may be tried
-    again after it succeeded: what is found there then is compared with what was to be written.
+    Failures that pass are tried again, RETRY_SECONDS long. A `create` whose answer was lost may be tried again after it
+    succeeded: what is found there then is compared with what was to be written.
     """
 
     remote = True
@@ -36,7 +50,7 @@ class Bucket:
         endpoint = _endpoint(url) or ""
         self.index = user_cache_path("tvkd") / "indexes" / hashlib.sha256(f"{endpoint} {url}".encode()).hexdigest()[:32]
         try:
-            self._store: Any = from_url(url, retry_config=_RETRIES, **_from_environment(url))
+            self._store: Any = from_url(url, **_options(url))
         except (exceptions.BaseError, ValueError, TypeError) as error:
             raise InvalidRequest(f"store {url}: {_first_line(error)}") from error
 
@@ -52,15 +66,27 @@ class Bucket:
         elif start:
             options = {"range": {"offset": start}}
         with self._faults("read"):
-            return bytes(obstore.get(self._store, name, options=options).bytes())
+            try:
+                return bytes(obstore.get(self._store, name, options=options).bytes())
+            except FileNotFoundError as error:
+                raise _Missing(f"{self._url}/{name} is not there") from error
 
     def create(self, name: str, content: bytes) -> bool:
-        with self._faults("written"):
-            try:
-                obstore.put(self._store, name, content, mode="create")
-            except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
-                return self.read(name) == content
-            return True
+        deadline = time.monotonic() + RETRY_SECONDS
+        while True:
+            with self._faults("written"):
+                try:
+                    obstore.put(self._store, name, content, mode="create")
+                except _MAY_PASS as error:
+                    # A conflict, or no answer: there may be what was to be written, or another's, or nothing yet.
+                    try:
+                        return self.read(name) == content
+                    except FileNotFoundError:
+                        if time.monotonic() > deadline:
+                            raise error from None
+                else:
+                    return True
+            time.sleep(0.1)
 
     def write(self, contents: Mapping[str, bytes]) -> None:
         *others, last = contents
@@ -90,35 +116,46 @@ class Bucket:
     def _remove(self, name: str) -> None:
         try:
             obstore.delete(self._store, name)
-        except (exceptions.NotFoundError, FileNotFoundError):
+        except FileNotFoundError:
             return
 
     @contextmanager
     def _faults(self, task: str) -> Iterator[None]:
+        global _threads_of  # noqa: PLW0603 - what it speaks of is the process
+        if _threads_of not in (None, os.getpid()):
+            raise StoreUnavailable(
+                f"the store {self._url} cannot be {task} in a process forked from one that used object storage: start "
+                "it by spawn (in training, dataloader_multiprocessing_context: spawn), or have no worker processes"
+            )
+        _threads_of = os.getpid()
         try:
             yield
-        except StoreUnavailable:
+        except (StoreUnavailable, _Missing):
             raise
-        except (exceptions.NotFoundError, FileNotFoundError) as error:
-            raise FileNotFoundError(_first_line(error)) from error
+        except FileNotFoundError as error:
+            # Not said of an object, so of what holds them all.
+            raise NoStore(f"the store {self._url} cannot be {task}: there is no such bucket") from error
         except (exceptions.BaseError, OSError, ValueError, RuntimeError) as error:
             raise StoreUnavailable(f"the store {self._url} cannot be {task}: {_first_line(error)}") from error
 
 
-def _from_environment(url: str) -> dict[str, Any]:
-    """What the library does not find itself: an endpoint without TLS, and a profile of AWS's own files."""
-    more: dict[str, Any] = {}
+def _options(url: str) -> dict[str, Any]:
+    """How to reach it. The library finds most in the environment; not an endpoint without TLS, nor an AWS profile."""
+    client: dict[str, Any] = {"timeout": timedelta(seconds=REQUEST_SECONDS)}
+    options: dict[str, Any] = {
+        "retry_config": {"max_retries": 1000, "retry_timeout": timedelta(seconds=RETRY_SECONDS)},
+        "client_options": client,
+    }
     if endpoint := _endpoint(url):
-        more["config"] = {"endpoint": endpoint, "virtual_hosted_style_request": False}
-        if endpoint.startswith("http://"):
-            more["client_options"] = {"allow_http": True}
+        options["config"] = {"endpoint": endpoint, "virtual_hosted_style_request": False}
+        client["allow_http"] = endpoint.startswith("http://")
     if url.startswith("s3:") and os.environ.get("AWS_PROFILE"):
         try:
             from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415 - optional
         except ImportError as error:
             raise InvalidRequest("AWS_PROFILE is set, which needs boto3: pip install boto3") from error
-        more["credential_provider"] = Boto3CredentialProvider()
-    return more
+        options["credential_provider"] = Boto3CredentialProvider()
+    return options
 
 
 def _endpoint(url: str) -> str | None:
@@ -128,4 +165,7 @@ def _endpoint(url: str) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What happened, with the service's own code for it, and without the rest of its answer."""
+    text = str(error).strip() or type(error).__name__
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    return text.splitlines()[0].partition(": <")[0] + (f" ({code[1]})" if code else "")

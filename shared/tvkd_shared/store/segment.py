@@ -28,6 +28,9 @@ from tvkd_shared.store.format import FORMAT_NAME, FORMAT_VERSION, check_version
 from tvkd_shared.store.shard import Shard
 
 ARRAYS = ("values", "offsets", "keys")
+BY_COLUMN = "values"
+"""The array whose chunks are transposed."""
+
 METADATA = ("zarr.json", *(f"{name}/zarr.json" for name in ARRAYS))
 
 
@@ -96,7 +99,7 @@ class Segment:
             "keys": (entry.records, np.empty((0, KEY_BYTES), np.uint8)),
         }
         self._shards = {
-            name: Shard(files, f"{self.folder}/{shard_file(name)}", rows, row, cache)
+            name: Shard(files, f"{self.folder}/{shard_file(name)}", rows, row, cache, by_column=name == BY_COLUMN)
             for name, (rows, row) in like.items()
         }
 

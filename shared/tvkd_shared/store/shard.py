@@ -1,7 +1,7 @@
 """A Zarr array that is one shard, read without zarr: one range of bytes a chunk, where zarr needs a millisecond.
 
-The layout is Zarr v3's sharding: inner chunks, each bytes → blosc → crc32c, then (offset, length) of each chunk as
-uint64, little-endian, then CRC-32C over those. The tests read the same arrays with zarr.
+The layout is Zarr v3's sharding: inner chunks, each (transpose →) bytes → blosc → crc32c, then (offset, length) of each
+chunk as uint64, little-endian, then CRC-32C over those. The tests read the same arrays with zarr.
 """
 
 from threading import Lock
@@ -28,13 +28,19 @@ class Shard:
     Other errors are those of `Files`, FileNotFoundError among them.
     """
 
-    def __init__(self, files: Files, name: str, rows: int, like: npt.NDArray[Any], cache: ChunkCache) -> None:
-        """`like` has the dtype of the array and the shape of a row, after an axis of its own."""
+    def __init__(
+        self, files: Files, name: str, rows: int, like: npt.NDArray[Any], cache: ChunkCache, *, by_column: bool = False
+    ) -> None:
+        """`like` has the dtype of the array and the shape of a row, after an axis of its own.
+
+        by_column  a chunk's columns were written one after the other: alike numbers beside each other pack better
+        """
         self._files = files
         self._name = name
         self._rows = rows
         self._like = like
         self._cache = cache
+        self._by_column = by_column
         self._opening = Lock()
         self._opened: tuple[npt.NDArray[np.int64], bytes] | None = None
 
@@ -60,7 +66,11 @@ class Shard:
         content = tail[offset : offset + length] or self._files.read(self._name, offset, offset + length)
         checked, crc = content[:-_CRC_BYTES], content[-_CRC_BYTES:]
         self._check(len(content) == length and google_crc32c.value(checked) == int.from_bytes(crc, "little"))
-        chunk = np.frombuffer(decompress(checked), self._like.dtype).reshape(CHUNK_ROWS, *self._like.shape[1:])
+        numbers = np.frombuffer(decompress(checked), self._like.dtype)
+        if self._by_column:
+            chunk = np.ascontiguousarray(numbers.reshape(-1, CHUNK_ROWS).T)
+        else:
+            chunk = numbers.reshape(CHUNK_ROWS, *self._like.shape[1:])
         return chunk[: self._rows - number * CHUNK_ROWS]
 
     def _index(self) -> tuple[npt.NDArray[np.int64], bytes]:
