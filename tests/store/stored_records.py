@@ -1,12 +1,17 @@
 """Records whose every bit follows from a number, and how they are compared."""
 
 import hashlib
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from tvkd_shared.scored import Float32, Scored
 
+TEACHER = "teacher"
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where a folder's fsync takes no time, for tests with thousands of them."""
 SPECIAL = np.array([-0.0, 0.0, 1e-45, -1e-45, 1.1754942e-38, 3.4028235e38, -3.4028235e38], np.float32)
 
 
@@ -36,7 +41,17 @@ def bits(record: Scored | None) -> dict[object, bytes] | None:
     return {name: row.tobytes() for name, row in rows.items()}
 
 
+def numbered(numbers: Iterable[int], temperatures: tuple[float, ...] = ()) -> list[tuple[bytes, Scored]]:
+    """What `put` takes, for these numbers."""
+    return [(key_of(number), record_of(number, temperatures)) for number in numbers]
+
+
 def flip(file: Path, position: int) -> None:
     content = bytearray(file.read_bytes())
     content[position] ^= 1 << position % 8
     file.write_bytes(content)
+
+
+def as_killed(live: Path, killed: Path) -> Path:
+    """The files as they are now: what a killed process leaves."""
+    return shutil.copytree(live, killed)

@@ -90,7 +90,9 @@ class Folder:
         unfinished = path.with_name(f"{_UNFINISHED}{path.name}.{uuid.uuid4().hex}")
         try:
             with unfinished.open("xb", buffering=0) as file:
-                file.write(content)
+                view = memoryview(content)
+                while view:  # a disk that is nearly full takes a part, and says so only when it is asked again
+                    view = view[os.write(file.fileno(), view) :]
                 os.fsync(file.fileno())
         except BaseException:
             unfinished.unlink(missing_ok=True)
