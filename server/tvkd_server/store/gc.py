@@ -10,6 +10,9 @@ from tvkd_shared.store.files import File
 GRACE_SECONDS = 24 * 3600.0
 """Longer than any reader uses a segment that it found live, and than any writer waits between look and commit."""
 
+_UNFINISHED_SECONDS = 3600.0
+"""No grace is shorter for what a live writer may be about to commit to, or to commit after."""
+
 _KEPT_CHECKPOINTS = 2
 
 
@@ -21,10 +24,12 @@ class Collected:
 
 def collect(store: Publisher, *, grace_seconds: float = GRACE_SECONDS) -> Collected:
     """Remove what has not been live for longer than the grace. Raises StoreUnavailable when disk or service fails."""
-    before = time.time() - grace_seconds
+    now = time.time()
+    unfinished = now - max(grace_seconds, _UNFINISHED_SECONDS)
     store.checkpoint()
     store.refresh()
-    dead = _dead_segments(store, before) + _old_commits(store, before) + _leftovers(store, before)
+    dead = _dead_segments(store, now - grace_seconds, unfinished)
+    dead += _old_commits(store, unfinished) + _leftovers(store, unfinished)
     store.files.remove([file.name for file in dead])
     with_files = {file.name.split("/")[1] for file in store.files.walk(SEGMENTS)}
     store.catalog.forget(set(store.catalog.removed) - with_files)
@@ -32,16 +37,19 @@ def collect(store: Publisher, *, grace_seconds: float = GRACE_SECONDS) -> Collec
     return Collected(len(dead), sum(file.size for file in dead))
 
 
-def _dead_segments(store: Publisher, before: float) -> list[File]:
-    """Files of segments that were removed before, or that no commit has named since."""
+def _dead_segments(store: Publisher, removed: float, unfinished: float) -> list[File]:
+    """Files of segments that were removed before a time, or that no commit has named since another."""
     files: dict[str, list[File]] = {}
     for file in store.files.walk(SEGMENTS):
         files.setdefault(file.name.split("/")[1], []).append(file)
     store.refresh()  # after the walk: a segment that was committed meanwhile is live
     dead: list[File] = []
     for name, own in files.items():
-        since = store.catalog.removed.get(name, max(file.modified for file in own))
-        if name not in store.catalog.segments and since < before:
+        if name in store.catalog.removed:
+            is_dead = store.catalog.removed[name] < removed
+        else:
+            is_dead = name not in store.catalog.segments and max(file.modified for file in own) < unfinished
+        if is_dead:
             dead += own
     return dead
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from tvkd_shared.errors import NoStore, StoreUnavailable
 from tvkd_shared.store import document
+from tvkd_shared.store.block import Damaged
 from tvkd_shared.store.files import Files
 
 FORMAT_NAME = "tvkd-store"
@@ -38,8 +39,10 @@ def read_format(files: Files) -> Format:
     try:
         said = document.from_bytes(files.read(STORE_FILE), f"{files}/{STORE_FILE}")
     except FileNotFoundError:
+        if files.names("commits"):
+            raise Damaged(f"{STORE_FILE} is lost") from None
         if files.names("segments"):
-            raise _another_version(files, "1, or its store.json is lost") from None
+            raise _another_version(files, 1) from None
         raise NoStore(f"there is no store at {files}: it has no {STORE_FILE}") from None
     check_version(said, str(files))
     return Format(int(said["mantissa_bits"]))

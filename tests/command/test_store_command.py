@@ -1,0 +1,181 @@
+"""`tvkd store`: what a user types and reads."""
+
+import json
+import zipfile
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from running_server import start_server
+from tvkd.store.command import main
+from tvkd_client.prefetch import main as prefetch
+from tvkd_server.store import LocalStore
+from tvkd_shared.store import StoreReader
+
+PAIRS = [
+    {"prompt": f"w{20 + n} w21 ", "chosen": f"w{30 + n} w31 w32", "rejected": f"w{50 + n} w{60 + n}"} for n in range(8)
+]
+
+
+@pytest.fixture(scope="module")
+def filled(tiny_teacher, tmp_path_factory):
+    """A store that a server filled and closed, and its data set."""
+    folder = tmp_path_factory.mktemp("filled")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    server = start_server(tiny_teacher, folder / "values", "--seal-bytes", "500")
+    data = ["--dataset", f"{folder}/pairs.jsonl", "--tokenizer", str(tiny_teacher)]
+    for temperatures in ("1.0", "1.0,2.0"):
+        assert prefetch(["--server", server.url, *data, "--temperatures", temperatures]) == 0
+    assert server.stop() == 0
+    return folder
+
+
+def run(capsys, *arguments):
+    """Exit code and what was printed, as JSON."""
+    code = main([*map(str, arguments), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def everything(place):
+    with closing(StoreReader(place)) as store:
+        blocks = {}
+        for name in store.catalog.segments:
+            entry = store.catalog.segments[name]
+            for key in store.segment(name).keys():  # noqa: SIM118
+                (record,) = store.get([key.tobytes()], [2.0])
+                blocks[key.tobytes()] = {tau: row.tobytes() for tau, row in record.values.items()}
+            assert entry.bytes > 0
+        return blocks
+
+
+def test_info_says_what_is_there_by_teacher(filled, capsys):
+    code, said = run(capsys, "info", "--store", filled / "values")
+    assert code == 0
+    ((teacher, own),) = said["teachers"].items()
+    assert (own["sequences"], own["temperatures"]) == (16, [1.0, 2.0])
+    assert own["provenance"]["id"] == teacher and own["provenance"]["engine"] == "transformers"
+    assert said["tokens"] == own["tokens"] == len(PAIRS) * (3 + 1 + 2 + 1)  # each with its end of sequence
+    assert main(["info", "--store", str(filled / "values")]) == 0
+    text = capsys.readouterr().out
+    assert "float32, exact" in text and teacher in text and "temperatures 1.0, 2.0" in " ".join(text.split())
+
+
+def test_compact_verify_and_gc_change_no_value(filled, capsys, tmp_path):
+    before = everything(filled / "values")
+    code, done = run(capsys, "compact", "--store", filled / "values")
+    assert code == 0 and done["segments_before"] > done["segments_after"] == 1
+    assert run(capsys, "gc", "--store", filled / "values", "--grace-hours", "0")[1]["files"] > 0
+    assert run(capsys, "verify", "--store", filled / "values") == (
+        0, {"segments": 2, "problems": [], "certificate": None},
+    )  # fmt: skip
+    assert everything(filled / "values") == before
+
+
+@pytest.mark.parametrize("output", ["export", "export.zip"])
+def test_an_export_is_a_store_with_a_card_and_imports_to_the_bit(filled, capsys, tmp_path, output):
+    values, exported, imported = filled / "values", tmp_path / output, tmp_path / "imported"
+    code, done = run(capsys, "export", "--store", values, "--output", exported)
+    assert code == 0 and done["copied"] == 32 and done["damaged"] == 0
+    if exported.suffix == ".zip":
+        card = zipfile.ZipFile(exported).read("README.md").decode()
+    else:
+        card = (exported / "README.md").read_text()
+        assert everything(exported) == everything(values)
+    (teacher,) = StoreReader(values).teachers()
+    assert teacher in card and "16 completions" in card and "$" not in card
+    code, done = run(capsys, "import", "--store", imported, "--source", exported)
+    assert (code, done) == (0, {"copied": 32, "present": 0, "damaged": 0})
+    assert everything(imported) == everything(values)
+    assert StoreReader(imported).teachers() == StoreReader(values).teachers()
+    assert run(capsys, "import", "--store", imported, "--source", exported)[1]["present"] == 32
+    assert run(capsys, "verify", "--store", imported)[0] == 0
+
+
+def test_an_import_keeps_what_is_there_and_takes_what_a_live_server_still_has_in_its_log(filled, capsys, tmp_path):
+    with closing(LocalStore(tmp_path / "live")) as live:
+        keys = list(everything(filled / "values"))
+        (record,) = StoreReader(filled / "values").get(keys[:1])
+        other = {tau: row + np.float32(1) for tau, row in record.values.items()}
+        changed = type(record)(other, record.action_logits, record.entropies)
+        live.put("t" * 32, [(keys[0], changed)])
+        with closing(LocalStore(tmp_path / "target")) as target:
+            target.put("t" * 32, [(keys[1], changed)])
+        code, done = run(capsys, "import", "--store", tmp_path / "target", "--source", tmp_path / "live")
+        assert (code, done["copied"]) == (0, 1)
+    code, done = run(capsys, "import", "--store", tmp_path / "target", "--source", filled / "values")
+    assert (code, done["copied"], done["present"]) == (0, 30, 2)
+    found = StoreReader(tmp_path / "target").get(keys[:2])
+    assert [one.values[1.0].tolist() for one in found] == [changed.values[1.0].tolist()] * 2
+
+
+def test_a_rescored_sample_becomes_a_certificate_that_a_trainer_can_demand(filled, capsys, tiny_teacher):
+    from tvkd_client.source import StoreSource, check_certificate
+    from tvkd_shared.errors import InvalidRequest
+
+    source = StoreSource(filled / "values")
+    with pytest.raises(InvalidRequest, match="no certificate"):
+        check_certificate(source, 1e-4)
+    rescore = ["--model", tiny_teacher, "--dataset", filled / "pairs.jsonl", "--tokenizer", tiny_teacher]
+    code, said = run(capsys, "verify", "--store", filled / "values", "--rescore", 10, *rescore)
+    assert code == 0 and said["certificate"]["sequences"] == 10
+    assert said["certificate"]["errors"]["1.0"] <= 1e-4
+    (kept,) = StoreReader(filled / "values").certificates()
+    assert kept.model_dump() == said["certificate"]
+    check_certificate(source, 1e-4)
+    with pytest.raises(InvalidRequest, match="errors up to"):
+        check_certificate(source, 0.0)
+    assert main(["info", "--store", str(filled / "values")]) == 0
+    assert "10 sequences computed again by transformers" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_certificate_tells_wrong_values(filled, capsys, tiny_teacher, tmp_path):
+    (teacher, provenance), *_ = StoreReader(filled / "values").teachers().items()
+    with closing(StoreReader(filled / "values")) as right, closing(LocalStore(tmp_path / "wrong")) as wrong:
+        from tvkd_shared.wire import TeacherInfo
+
+        wrong.add_teacher(TeacherInfo.model_validate(provenance))
+        for key in everything(filled / "values"):
+            (record,) = right.get([key])
+            shifted = type(record)({1.0: record.values[1.0] + np.float32(0.5)}, record.action_logits, record.entropies)
+            wrong.put(teacher, [(key, shifted)])
+    rescore = ["--model", tiny_teacher, "--dataset", filled / "pairs.jsonl", "--tokenizer", tiny_teacher]
+    _, said = run(capsys, "verify", "--store", tmp_path / "wrong", "--rescore", 4, *rescore)
+    assert said["certificate"]["errors"]["1.0"] == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["melt"], "no action 'melt'; there are info, verify"),
+        (["info"], "--store is needed"),
+        (["info", "--store", "{tmp}/none"], "there is no store at"),
+        (["compact", "--store", "{tmp}/none"], "there is no store at"),
+        (["import", "--store", "{tmp}/new", "--source", "{tmp}/none"], "there is no store at"),
+        (["import", "--store", "{tmp}/new", "--source", "{values}/../pairs.jsonl"], "no archive of one"),
+        (["export", "--store", "{values}", "--output", "{tmp}"], "is there already"),
+        (["export", "--store", "{values}", "--output", "{tmp}/x", "--teacher-id", "me"], "has no teacher me"),
+        (["verify", "--store", "{values}", "--rescore", "3"], "give all four, or none"),
+        (["verify", "--store", "ftp://host/x"], "ftp is none of s3, gs, az"),
+    ],
+)
+def test_a_mistake_is_one_line(filled, capsys, tmp_path, arguments, line):
+    names = {"tmp": tmp_path, "values": filled / "values"}
+    assert main([argument.format(**names) for argument in arguments]) == 2
+    said = capsys.readouterr().err
+    assert line in said and said.count("\n") == 1
+    assert not (tmp_path / "x").exists() and not (tmp_path / "none").exists()
+
+
+def test_damage_is_told_by_name_and_by_exit_code(filled, capsys, tmp_path):
+    import shutil
+
+    shutil.copytree(filled / "values", tmp_path / "values")
+    file = next((tmp_path / "values" / "segments").glob("*/values/c/0/0"))
+    content = bytearray(file.read_bytes())
+    content[40] ^= 1
+    file.write_bytes(content)
+    assert main(["verify", "--store", str(tmp_path / "values")]) == 1
+    assert f"segments/{file.parts[-5]}/values" in capsys.readouterr().out
+    assert main(["export", "--store", str(tmp_path / "values"), "--output", str(tmp_path / "export")]) == 1
+    assert "damaged blocks were left out" in capsys.readouterr().out
