@@ -14,6 +14,7 @@ from tvkd_shared.store.files import Files, files_at
 from tvkd_shared.store.format import STORE_FILE, Format, read_format
 from tvkd_shared.store.log import Name, Pending
 from tvkd_shared.store.reader import check_temperatures
+from tvkd_shared.store.segment import format_of_segments
 
 _logger = logging.getLogger(__name__)
 
@@ -64,8 +65,8 @@ def make_store(files: Files, mantissa_bits: int | None) -> None:
         return
     except Damaged as damage:
         _logger.warning("%s; it is written anew", damage)
-        files.write({STORE_FILE: wanted.to_bytes()})
-        return
+        found = format_of_segments(files) or wanted
+        files.write({STORE_FILE: found.to_bytes()})
     if mantissa_bits is not None and found != wanted:
         raise InvalidRequest(
             f"the store {files} keeps {found.mantissa_bits} mantissa bits, not {mantissa_bits}; "

@@ -21,7 +21,7 @@ from tvkd_shared.store.files import files_at
 from tvkd_shared.store.format import Format, read_format
 from tvkd_shared.store.index import Index
 from tvkd_shared.store.log import LogReader, Name, Pending
-from tvkd_shared.store.segment import Segment
+from tvkd_shared.store.segment import Segment, format_of_segments
 
 CACHE_BYTES = 128 << 20
 OPEN_SEGMENTS = 1024
@@ -147,7 +147,7 @@ class StoreReader:
             return read_format(self.files)
         except Damaged as damage:
             self._damaged("store.json", damage)
-            return Format()
+            return format_of_segments(self.files) or Format()
 
     def _blocks(self, names: list[Name]) -> dict[Name, Float32]:
         """Segments as known, then the log, then segments published meanwhile: a block is always in one of them."""

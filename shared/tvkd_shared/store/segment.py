@@ -11,6 +11,7 @@ of Zarr, and for the day when a commit is lost.
 import json
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from tvkd_shared.store.block import BASE, Damaged, check, columns
 from tvkd_shared.store.cache import ChunkCache
 from tvkd_shared.store.catalog import SEGMENTS, SegmentEntry
 from tvkd_shared.store.files import Files
-from tvkd_shared.store.format import FORMAT_NAME, FORMAT_VERSION, check_version
+from tvkd_shared.store.format import FORMAT_NAME, FORMAT_VERSION, Format, check_version
 from tvkd_shared.store.shard import Shard
 
 ARRAYS = ("values", "offsets", "keys")
@@ -67,10 +68,7 @@ def entry_of(files: Files, name: str) -> SegmentEntry:
     folder = f"{SEGMENTS}/{name}"
     contents = {file: files.read(f"{folder}/{file}") for file in METADATA}
     try:
-        said = json.loads(contents["zarr.json"])["attributes"]
-        if said.pop(document.CHECKSUM) != document.checksum(said):
-            raise Damaged(f"{folder} has metadata that do not match their checksum")
-        check_version(said, f"{files}/{folder}")
+        said = _attributes(contents["zarr.json"], f"{files}/{folder}")
         return SegmentEntry(
             name=name,
             teacher=said["teacher"],
@@ -84,6 +82,22 @@ def entry_of(files: Files, name: str) -> SegmentEntry:
         )
     except (ValueError, LookupError, TypeError, AttributeError, ValidationError) as error:
         raise Damaged(f"{folder} is damaged: {error}") from error
+
+
+def format_of_segments(files: Files) -> Format | None:
+    """The store's format as its segments know it, for the day when `store.json` is damaged. None when there is none."""
+    for name in files.names(SEGMENTS):
+        with suppress(Damaged, OSError, ValueError, LookupError, TypeError, AttributeError):
+            return Format(int(_attributes(files.read(f"{SEGMENTS}/{name}/zarr.json"), name)["mantissa_bits"]))
+    return None
+
+
+def _attributes(group: bytes, name: str) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads(group)["attributes"]
+    if said.pop(document.CHECKSUM) != document.checksum(said):
+        raise Damaged(f"{name} has metadata that do not match their checksum")
+    check_version(said, name)
+    return said
 
 
 class Segment:
