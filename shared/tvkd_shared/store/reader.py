@@ -66,6 +66,7 @@ class StoreReader:
         self._counting = threading.Lock()
         self.format = self._format()
         self._refreshing = threading.Lock()
+        self._begun = self._done = 0  # refreshes; those that failed are not done
         self._cache = ChunkCache(CACHE_BYTES)
         self._open = lru_cache(OPEN_SEGMENTS)(self._open_segment)
         self._log = LogReader(self.files)
@@ -103,9 +104,14 @@ class StoreReader:
 
     def refresh(self) -> None:
         """Take in the commits since, of this process or of others."""
+        asked = self._begun
         with self._refreshing:
-            if self.catalog.refresh():
+            if self._done > asked:
+                return  # another thread's began after this one was asked for
+            self._begun = begun = self._begun + 1
+            if self.catalog.refresh() or self._behind:
                 self._update_index()
+            self._done = begun
 
     def teachers(self) -> dict[str, dict[str, Any]]:
         """Teacher id → provenance, the fields of TeacherInfo."""
@@ -193,12 +199,14 @@ class StoreReader:
 
     def _update_index(self) -> None:
         """Bring the index to the catalog's segments. A segment whose keys are damaged has none that can be found."""
+        self._behind = True  # until it is done: a service that fails here may answer the next time
         live = self.catalog.segments
         self.index.drop(self.index.names - live.keys())
         missing = [name for name in list(live) if name not in self.index.names]
         for name, keys in zip(missing, self._each(self._keys, missing), strict=True):
             if keys is not None:
                 self.index.add(name, keys)
+        self._behind = False
         for name in self.catalog.damaged:
             self._damaged(name, Damaged(f"{name} is damaged"))
 
