@@ -7,15 +7,35 @@ import sys
 import threading
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from stored_records import bits, key_of, record_of
+from stored_records import MEMORY, TEACHER, as_killed, bits, key_of, record_of
+from writing_process import some
 
-from tvkd_server.store import Store
+from tvkd_server.store import LocalStore
 from tvkd_shared.store import StoreReader
 
 WRITER = Path(__file__).with_name("writing_process.py")
-KILLS = 10
+KILLS = 6
+
+
+def right(numbers):
+    return [bits(record_of(n, (0.5,) if n % 2 else ())) for n in numbers]
+
+
+def read(source, numbers):
+    return [bits(record) for record in source.get([key_of(n) for n in numbers], [0.5])]
+
+
+def survived(store, last, end):
+    """Whether all up to `last` are there, to the bit, and each that comes after is right in what it has, or missing."""
+    found, counts = read(store, range(end)), store.counts()
+    assert found[: last + 1] == right(range(last + 1))
+    for one, whole in zip(found[last + 1 :], right(range(last + 1, end)), strict=True):
+        assert one is None or one.items() <= whole.items()
+    assert (counts.sequences, counts.corrupt) == (sum(one is not None for one in found), 0)
+    return True
 
 
 def write_until_killed(path: Path, first: int, seconds: float) -> int:
@@ -33,52 +53,77 @@ def write_until_killed(path: Path, first: int, seconds: float) -> int:
 def test_what_was_acknowledged_survives_kill_9(tmp_path):
     moment = random.Random(0)
     next_number = 0
-    for kill in range(KILLS):
+    for _ in range(KILLS):
         last = write_until_killed(tmp_path, next_number, moment.uniform(0.0, 0.6))
-        # Each other time the next writing process is the one to recover.
-        for opened in (StoreReader, Store) if kill % 2 else (StoreReader,):
+        for opened in (StoreReader, LocalStore):
             with closing(opened(tmp_path)) as store:
-                found = store.get([key_of(n) for n in range(last + 7)], [0.5])
-                counts = store.counts()
-            right = [bits(record_of(n, (0.5,) if n % 2 else ())) for n in range(last + 7)]
-            assert [bits(record) for record in found[: last + 1]] == right[: last + 1]
-            # A put that was not acknowledged is there whole or not at all.
-            assert [bits(record) for record in found[last + 1 :]] in (
-                right[last + 1 : last + 4] + [None] * 3,
-                [None] * 6,
-            )
-            assert (counts.sequences, counts.corrupt) == (sum(record is not None for record in found), 0)
+                assert survived(store, last, last + 7)
         next_number = last + 1
     assert len(list((tmp_path / "segments").iterdir())) > KILLS
-    assert not list((tmp_path / "tmp").iterdir())
 
 
-def test_a_crash_between_publishing_a_segment_and_indexing_it_loses_and_doubles_nothing(tmp_path):
-    numbers = range(30)
-    with closing(Store(tmp_path / "live")) as store:
-        store.put([(key_of(n), record_of(n, (0.5,))) for n in numbers])
-        crashed = shutil.copytree(tmp_path / "live", tmp_path / "crashed", ignore=shutil.ignore_patterns("*-shm"))
+@pytest.fixture
+def left():
+    """A folder with what a killed process left: 0 … 2 and 3 sealed, 4 and 5 in the log."""
+    with TemporaryDirectory(dir=MEMORY) as folder, closing(LocalStore(Path(folder, "live"))) as store:
+        for numbers in ([0, 1, 2], [3]):
+            store.put(TEACHER, some(numbers))
+            store.seal()
+        store.put(TEACHER, some([4, 5]))
+        as_killed(Path(folder, "live"), Path(folder, "left"))
+        yield Path(folder)
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("task, end, least", [("fill", 12, 100), ("tidy", 8, 100)])
+def test_a_kill_at_every_file_operation_loses_and_tears_nothing(left, task, end, least):
+    with subprocess.Popen(
+        [sys.executable, WRITER, "--at", left, task], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as children:
+        kills = 0
+        while True:
+            path = shutil.copytree(left / "left", left / str(kills + 1))
+            children.stdin.write(f"{kills + 1}\n")
+            children.stdin.flush()
+            last, signal = map(int, children.stdout.readline().split())
+            with closing(StoreReader(path)) as reader:
+                assert survived(reader, last, end), kills
+            with closing(LocalStore(path)) as store:
+                assert survived(store, last, end), kills
+                store.put(TEACHER, some(range(end)))
+            with closing(StoreReader(path)) as reader:
+                assert read(reader, range(end)) == right(range(end))
+                assert (reader.counts().sequences, reader.counts().corrupt) == (end, 0)
+            shutil.rmtree(path)
+            if signal == 0:
+                break
+            assert signal == 9
+            kills += 1
+        children.stdin.close()
+    assert last == end - 1 and kills >= least
+
+
+def test_a_crash_between_commit_and_log_loses_and_doubles_nothing(tmp_path):
+    with closing(LocalStore(tmp_path / "live")) as store:
+        store.put(TEACHER, some(range(30)))
+        crashed = as_killed(tmp_path / "live", tmp_path / "crashed")
         store.seal()
-        shutil.copytree(tmp_path / "live" / "segments", crashed / "segments", dirs_exist_ok=True)
-    shutil.copytree(crashed / "segments" / "000000000001", crashed / "tmp" / "000000000003")
-    with closing(Store(crashed)) as store:
-        found = store.get([key_of(n) for n in numbers], [0.5])
-        assert [bits(record) for record in found] == [bits(record_of(n, (0.5,))) for n in numbers]
-        assert store.counts().sequences == len(numbers)
-        store.seal()
-    assert sorted(path.name for path in (crashed / "segments").iterdir()) == ["000000000001", "000000000002"]
-    assert not list((crashed / "tmp").iterdir())
+        for folder in ("segments", "commits"):
+            shutil.copytree(tmp_path / "live" / folder, crashed / folder)
+    with closing(LocalStore(crashed)) as store:
+        assert survived(store, 29, 30)
+    assert sorted(crashed.glob("log/*")) == [] and len(list((crashed / "segments").iterdir())) == 2
 
 
 def test_a_published_segment_that_is_damaged_does_not_cost_its_pending_blocks(tmp_path):
-    with closing(Store(tmp_path / "live")) as store:
-        store.put([(key_of(n), record_of(n)) for n in range(30)])
-        crashed = shutil.copytree(tmp_path / "live", tmp_path / "crashed", ignore=shutil.ignore_patterns("*-shm"))
+    with closing(LocalStore(tmp_path / "live")) as store:
+        store.put(TEACHER, some(range(30)))
+        crashed = as_killed(tmp_path / "live", tmp_path / "crashed")
         store.seal()
-        shutil.copytree(tmp_path / "live" / "segments", crashed / "segments", dirs_exist_ok=True)
-    shard = crashed / "segments" / "000000000001" / "values" / "c" / "0" / "0"
-    shard.write_bytes(shard.read_bytes()[:-100])
-    with closing(Store(crashed)) as store:
-        assert [bits(record) for record in store.get([key_of(n) for n in range(30)])] == [
-            bits(record_of(n)) for n in range(30)
-        ]
+        for folder in ("segments", "commits"):
+            shutil.copytree(tmp_path / "live" / folder, crashed / folder)
+    for shard in crashed.glob("segments/*/values/c/0/0"):
+        shard.write_bytes(shard.read_bytes()[:-100])
+    for _ in range(2):
+        with closing(LocalStore(crashed)) as store:
+            assert read(store, range(30)) == right(range(30))
