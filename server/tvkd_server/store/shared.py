@@ -7,8 +7,7 @@ from contextlib import suppress
 from tvkd_server.store.store import Store
 from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.scored import Scored
-from tvkd_shared.store.bucket import Bucket
-from tvkd_shared.store.files import Files
+from tvkd_shared.store.files import Files, files_at
 
 
 class SharedStore(Store):
@@ -19,7 +18,7 @@ class SharedStore(Store):
     """
 
     def __init__(self, place: str, *, mantissa_bits: int | None = None) -> None:
-        _check_conditional_writes(Bucket(place))
+        _check_conditional_writes(files_at(place))
         super().__init__(place, mantissa_bits)
 
     def put(self, teacher: str, records: Sequence[tuple[bytes, Scored]]) -> None:

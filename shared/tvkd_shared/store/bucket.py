@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -21,15 +21,18 @@ from tvkd_shared.store.files import File
 AT_ONCE = 16
 """Requests that one write or removal has under way."""
 
-REQUEST_SECONDS = 30.0
-"""How long one request may take."""
+REQUEST_SECONDS = 20.0
+"""How long one request may take; the library sends what is large in several."""
 RETRY_SECONDS = 30.0
-"""How long after its first failure an operation is tried again."""
+"""How long after it began an operation is tried again."""
 
 _threads_of: int | None = None
 """The process in which the library has started its threads. They do not survive a fork: a child would wait for ever."""
 
 _MAY_PASS = (exceptions.GenericError, exceptions.AlreadyExistsError, exceptions.PreconditionError)
+
+_NO_CREDENTIALS = "http://169.254.169.254"
+"""Where a machine of AWS is asked for its role, when nothing else says who asks."""
 
 
 class _Missing(FileNotFoundError):
@@ -77,13 +80,12 @@ class Bucket:
             with self._faults("written"):
                 try:
                     obstore.put(self._store, name, content, mode="create")
-                except _MAY_PASS as error:
+                except _MAY_PASS:
+                    if time.monotonic() > deadline:
+                        raise
                     # A conflict, or no answer: there may be what was to be written, or another's, or nothing yet.
-                    try:
+                    with suppress(FileNotFoundError):
                         return self.read(name) == content
-                    except FileNotFoundError:
-                        if time.monotonic() > deadline:
-                            raise error from None
                 else:
                     return True
             time.sleep(0.1)
@@ -98,15 +100,23 @@ class Bucket:
     def names(self, folder: str, after: str = "") -> list[str]:
         # Flat folders only are asked for by name; what lies deeper is a folder's own.
         start = len(folder) + 1
-        with self._faults("read"):
-            found = obstore.list(self._store, f"{folder}/", offset=f"{folder}/{after}" if after else None)
-            return sorted({meta["path"][start:].split("/")[0] for chunk in found for meta in chunk})
+        found = self._listed(f"{folder}/", f"{folder}/{after}" if after else None)
+        return sorted({meta["path"][start:].split("/")[0] for meta in found})
 
     def walk(self, folder: str) -> Iterator[File]:
+        for meta in self._listed(f"{folder}/" if folder else None):
+            yield File(meta["path"], meta["size"], meta["last_modified"].timestamp())
+
+    def _listed(self, prefix: str | None, offset: str | None = None) -> list[Any]:
+        deadline = time.monotonic() + RETRY_SECONDS
         with self._faults("read"):
-            for chunk in obstore.list(self._store, f"{folder}/" if folder else None):
-                for meta in chunk:
-                    yield File(meta["path"], meta["size"], meta["last_modified"].timestamp())
+            while True:
+                try:
+                    return [meta for chunk in obstore.list(self._store, prefix, offset=offset) for meta in chunk]
+                except exceptions.GenericError:  # half an answer, which the library does not ask for again
+                    if time.monotonic() > deadline:
+                        raise
+                time.sleep(0.1)
 
     def remove(self, names: list[str]) -> None:
         with self._faults("written"), ThreadPoolExecutor(AT_ONCE) as pool:
@@ -152,9 +162,12 @@ def _options(url: str) -> dict[str, Any]:
     if url.startswith("s3:") and os.environ.get("AWS_PROFILE"):
         try:
             from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415 - optional
+
+            options["credential_provider"] = Boto3CredentialProvider()
         except ImportError as error:
             raise InvalidRequest("AWS_PROFILE is set, which needs boto3: pip install boto3") from error
-        options["credential_provider"] = Boto3CredentialProvider()
+        except Exception as error:  # boto3's own: it is not there to be named
+            raise InvalidRequest(f"AWS_PROFILE is set: {_first_line(error)}") from error
     return options
 
 
@@ -167,5 +180,7 @@ def _endpoint(url: str) -> str | None:
 def _first_line(error: BaseException) -> str:
     """What happened, with the service's own code for it, and without the rest of its answer."""
     text = str(error).strip() or type(error).__name__
+    if _NO_CREDENTIALS in text:
+        return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
     code = re.search(r"<Code>(\w+)</Code>", text)
     return text.splitlines()[0].partition(": <")[0] + (f" ({code[1]})" if code else "")

@@ -22,6 +22,7 @@ from tvkd_shared.store.format import Format, read_format
 from tvkd_shared.store.index import Index
 from tvkd_shared.store.log import LogReader, Name, Pending
 from tvkd_shared.store.segment import Segment, format_of_segments
+from tvkd_shared.store.turn import Turn
 
 CACHE_BYTES = 128 << 20
 OPEN_SEGMENTS = 1024
@@ -65,7 +66,7 @@ class StoreReader:
         self._reported: set[str] = set()
         self._counting = threading.Lock()
         self.format = self._format()
-        self._refreshing = threading.Lock()
+        self._refreshing = Turn()
         self._begun = self._done = 0  # refreshes; those that failed are not done
         self._cache = ChunkCache(CACHE_BYTES)
         self._open = lru_cache(OPEN_SEGMENTS)(self._open_segment)

@@ -4,7 +4,6 @@ The layout is Zarr v3's sharding: inner chunks, each (transpose →) bytes → b
 chunk as uint64, little-endian, then CRC-32C over those. The tests read the same arrays with zarr.
 """
 
-from threading import Lock
 from typing import Any
 
 import google_crc32c
@@ -15,6 +14,7 @@ from numcodecs.blosc import decompress
 from tvkd_shared.store.block import Damaged
 from tvkd_shared.store.cache import ChunkCache
 from tvkd_shared.store.files import Files
+from tvkd_shared.store.turn import Turn
 
 CHUNK_ROWS = 4096
 _CRC_BYTES = 4
@@ -41,7 +41,7 @@ class Shard:
         self._like = like
         self._cache = cache
         self._by_column = by_column
-        self._opening = Lock()
+        self._opening = Turn()
         self._opened: tuple[npt.NDArray[np.int64], bytes] | None = None
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
