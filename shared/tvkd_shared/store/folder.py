@@ -109,14 +109,14 @@ class Folder:
 
 @contextlib.contextmanager
 def disk_faults(root: str | Path, task: str) -> Iterator[None]:
-    """A failing disk becomes StoreUnavailable, a name that is not there FileNotFoundError."""
+    """A failing disk becomes StoreUnavailable, a name that is read and not there FileNotFoundError."""
     try:
         yield
     except StoreUnavailable:
         raise
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise FileNotFoundError(f"{error.filename} is not there") from error
     except OSError as error:
+        if task == "read" and isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            raise FileNotFoundError(f"{error.filename} is not there") from error
         more = "" if task == "read" else "; it needs free space and a local, writable disk"
         raise StoreUnavailable(f"the store {root} cannot be {task}: {error}{more}") from error
 
