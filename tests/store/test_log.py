@@ -105,4 +105,5 @@ def test_of_an_append_that_failed_nothing_is_read(tmp_path, monkeypatch, fails):
         disk.setattr(fails, full)
         log.append(SPELLED[1])
     log.append(SPELLED[2])
+    assert len(log.rotate()) == 2, "nothing more is written to a file whose sync failed"
     assert list(LogReader(Folder(tmp_path)).pending()) == [RECORDS[0][0], RECORDS[2][0]]
