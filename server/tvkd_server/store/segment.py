@@ -20,6 +20,9 @@ from tvkd_shared.store.catalog import SEGMENTS, SegmentEntry
 from tvkd_shared.store.segment import ARRAYS, BY_COLUMN, Segment, attributes, metadata_crc32
 from tvkd_shared.store.shard import CHUNK_ROWS
 
+DIMENSIONS = {"values": ("state", "column"), "offsets": ("boundary",), "keys": ("record", "byte")}
+"""Names that xarray asks for."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewSegment:
@@ -70,6 +73,7 @@ def _group(arrays: Mapping[str, npt.NDArray[Any]], said: dict[str, Any]) -> dict
             chunks=(CHUNK_ROWS, *rows.shape[1:]),
             shards=(-(-len(rows) // CHUNK_ROWS) * CHUNK_ROWS, *rows.shape[1:]),
             dtype=rows.dtype,
+            dimension_names=DIMENSIONS[name],
             filters=[TransposeCodec(order=(1, 0))] if name == BY_COLUMN else None,
             compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
             # zarr answers a missing shard with the fill value, so these are no values.

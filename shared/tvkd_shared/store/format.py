@@ -41,7 +41,7 @@ def read_format(files: Files) -> Format:
     except FileNotFoundError:
         if files.names("commits"):
             raise Damaged(f"{STORE_FILE} is lost") from None
-        if files.names("segments"):
+        if files.names("segments") or _is_there(files, "log.sqlite"):
             raise _another_version(files, 1) from None
         raise NoStore(f"there is no store at {files}: it has no {STORE_FILE}") from None
     check_version(said, str(files))
@@ -52,6 +52,14 @@ def check_version(said: dict[str, Any], name: str) -> None:
     """Raises StoreUnavailable when a document of this name was written in another format or version."""
     if (said.get("format"), said.get("version")) != (FORMAT_NAME, FORMAT_VERSION):
         raise _another_version(name, said.get("version"))
+
+
+def _is_there(files: Files, name: str) -> bool:
+    try:
+        files.read(name, 0, 1)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _another_version(name: object, version: object) -> StoreUnavailable:
