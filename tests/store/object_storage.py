@@ -31,6 +31,8 @@ class ObjectStorage:
     """A running S3 server with one bucket."""
 
     endpoint: str
+    anonymous: bool = False
+    """Whoever asks is served; else only who has the right key."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -89,7 +91,7 @@ def serving(server: str) -> Iterator[ObjectStorage]:
             stderr=subprocess.DEVNULL,
             cwd=folder,
         )
-        storage = ObjectStorage(f"http://127.0.0.1:{port}")
+        storage = ObjectStorage(f"http://127.0.0.1:{port}", anonymous=server == "moto")
         try:
             _wait_until_it_stores(process, storage, server)
             yield storage

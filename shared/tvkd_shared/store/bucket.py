@@ -1,6 +1,7 @@
 """A store's files under a prefix in object storage: S3 and what speaks it, Google Cloud Storage, Azure."""
 
 import hashlib
+import itertools
 import os
 import re
 import time
@@ -25,6 +26,8 @@ REQUEST_SECONDS = 20.0
 """How long one request may take; the library sends what is large in several."""
 RETRY_SECONDS = 30.0
 """How long after it began an operation is tried again."""
+_CUT_ANSWERS = 3
+"""Times that a list is asked for again after half of it came, which the library does not do."""
 
 _threads_of: int | None = None
 """The process in which the library has started its threads. They do not survive a fork: a child would wait for ever."""
@@ -110,13 +113,14 @@ class Bucket:
     def _listed(self, prefix: str | None, offset: str | None = None) -> list[Any]:
         deadline = time.monotonic() + RETRY_SECONDS
         with self._faults("read"):
-            while True:
+            for left in itertools.count(_CUT_ANSWERS, -1):
                 try:
                     return [meta for chunk in obstore.list(self._store, prefix, offset=offset) for meta in chunk]
-                except exceptions.GenericError:  # half an answer, which the library does not ask for again
-                    if time.monotonic() > deadline:
+                except exceptions.GenericError:
+                    if not left or time.monotonic() > deadline:
                         raise
                 time.sleep(0.1)
+        raise AssertionError  # for the type checker
 
     def remove(self, names: list[str]) -> None:
         with self._faults("written"), ThreadPoolExecutor(AT_ONCE) as pool:
