@@ -118,8 +118,9 @@ def test_a_flipped_byte_of_the_log_is_never_served(path):
     missed = 0
     for file, position in flips(path, 11, "log"):
         flip(file, position)
-        found, _ = read_damaged(path)
+        found, corrupt = read_damaged(path)
         assert found[:4] == RIGHT[:4] and (found[4] == RIGHT[4] or found[5] == RIGHT[5]), position
+        assert (corrupt > 0) == (found[5] != RIGHT[5] or found[4] is None), "the last record may be half written"
         missed += found != RIGHT
         flip(file, position)
     assert missed > 50
@@ -235,3 +236,12 @@ def test_the_writer_warns_of_a_damaged_block_once(copy, caplog):
         assert store.counts().corrupt == 1
     (warning,) = [record.getMessage() for record in caplog.records]
     assert "counts as missing, and can be stored again" in warning and damaged.parts[-5] in warning
+
+
+def test_the_writer_warns_of_a_log_that_lost_acknowledged_records(copy, caplog):
+    (log,) = (copy / "log").iterdir()
+    flip(log, 50)
+    with caplog.at_level(logging.WARNING), closing(LocalStore(copy)) as store:
+        assert store.corrupt == 1
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert log.name in warning and "bytes are no record" in warning

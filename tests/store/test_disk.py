@@ -85,7 +85,7 @@ def test_a_forked_child_does_not_keep_the_store_locked(tmp_path):
 def test_a_full_disk_fails_the_put_and_loses_nothing_committed(tmp_path):
     put = []
     with closing(LocalStore(tmp_path)) as store:
-        with files_no_larger_than(500_000), pytest.raises(StoreUnavailable, match="cannot be written: "):
+        with files_no_larger_than(100_000), pytest.raises(StoreUnavailable, match="cannot be written: "):
             for n in range(10_000):
                 store.put(TEACHER, numbered([n]))
                 put.append(n)

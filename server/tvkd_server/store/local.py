@@ -39,7 +39,9 @@ class LocalStore(Store):
             try:
                 super().__init__(place, mantissa_bits)
                 folder = Folder(root)
-                self._held = dict(LogReader(folder).pending())
+                log = LogReader(folder)
+                self._held = dict(log.pending())
+                self._tell(log)
                 self._held_bytes = sum(pending.block.nbytes for pending in self._held.values())
                 self._log_file = Log(folder)
             except BaseException:

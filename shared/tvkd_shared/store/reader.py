@@ -172,7 +172,15 @@ class StoreReader:
         if self.files.remote:
             return {}
         with self._refreshing:
-            return self._log.pending()
+            found = self._log.pending()
+            self._tell(self._log)
+        return found
+
+    def _tell(self, log: LogReader) -> None:
+        """Count what is damaged in the log."""
+        for name, file in log.read.items():
+            if file.skipped:
+                self._damaged(name, Damaged(f"{file.skipped} bytes are no record"))
 
     def _first(self, name: Name, places: Sequence[tuple[str, int]]) -> tuple[str, Float32] | None:
         candidates = [(entry.order, entry.name, row) for entry, row in self._candidates(name.temperature, places)]
