@@ -105,6 +105,7 @@ def test_a_full_disk_fails_the_seal_and_loses_nothing_committed(tmp_path):
         with files_no_larger_than(3000), pytest.raises(StoreUnavailable, match="cannot be written: "):
             store.seal()
         assert not store.files.names("commits")
+        assert not any(path.is_file() for path in (tmp_path / "segments").rglob("*"))  # its space is given back
         assert [bits(record) for record in store.get([key_of(n) for n in numbers])] == right
         store.seal()
         assert [bits(record) for record in store.get([key_of(n) for n in numbers])] == right

@@ -71,11 +71,13 @@ def left():
             store.seal()
         store.put(TEACHER, some([4, 5]))
         as_killed(Path(folder, "live"), Path(folder, "left"))
+        with closing(LocalStore(Path(folder, "source"))) as source:
+            source.put(TEACHER, some(range(12)))
         yield Path(folder)
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("task, end, least", [("fill", 12, 100), ("tidy", 8, 100)])
+@pytest.mark.parametrize("task, end, least", [("fill", 12, 100), ("tidy", 8, 100), ("take_in", 12, 60)])
 def test_a_kill_at_every_file_operation_loses_and_tears_nothing(left, task, end, least):
     with subprocess.Popen(
         [sys.executable, WRITER, "--at", left, task], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

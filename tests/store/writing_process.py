@@ -16,7 +16,9 @@ from stored_records import TEACHER, numbered
 
 from tvkd_server.store import LocalStore
 from tvkd_server.store.compact import compact
+from tvkd_server.store.copying import copy
 from tvkd_server.store.gc import collect
+from tvkd_shared.store import StoreReader
 
 FURTHER = (0.5,)
 """The temperature that each odd number has beside the base block."""
@@ -51,6 +53,14 @@ def tidy(path, acknowledge):
     collect(store, grace_seconds=0.0)
     store.put(TEACHER, some([6, 7]))
     acknowledge(7)
+
+
+def take_in(path, acknowledge):
+    """Import, as `tvkd store import` does it."""
+    store = LocalStore(path)
+    store.seal()
+    copy(StoreReader(path.with_name("source")), store, segment_bytes=2000)
+    acknowledge(11)
 
 
 def kill_at(operation):

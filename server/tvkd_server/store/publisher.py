@@ -6,11 +6,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from tvkd_server.store.segment import NewSegment, new_segment
+from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.scored import Float32
 from tvkd_shared.store import document
 from tvkd_shared.store.block import BASE
@@ -53,9 +55,7 @@ class Publisher(StoreReader):
         StoreUnavailable when disk or service fails; whether it was published is then not known.
         """
         for segment in made:
-            folder = f"{SEGMENTS}/{segment.entry.name}"
-            self.files.write({f"{folder}/{name}": content for name, content in segment.contents.items()})
-            Segment(self.files, segment.entry, self._cache).prime(segment.arrays)
+            self._write(segment)
         gone = dict.fromkeys(removed, time.time())
         with self._committing:
             while True:
@@ -75,6 +75,17 @@ class Publisher(StoreReader):
         if number % CHECKPOINT_EVERY == 0:
             self.checkpoint()
         return True
+
+    def _write(self, segment: NewSegment) -> None:
+        folder = f"{SEGMENTS}/{segment.entry.name}"
+        contents = {f"{folder}/{name}": content for name, content in segment.contents.items()}
+        try:
+            self.files.write(contents)
+        except StoreUnavailable:
+            with suppress(StoreUnavailable):  # a disk that is full wants its space back
+                self.files.remove(list(contents))
+            raise
+        Segment(self.files, segment.entry, self._cache).prime(segment.arrays)
 
     def checkpoint(self) -> None:
         """Let openings start from here."""

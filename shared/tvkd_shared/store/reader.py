@@ -134,9 +134,11 @@ class StoreReader:
         entries = list(self.catalog.segments.values())
         local = 0 if self.files.remote else _size(self.files.index) + sum(file.size for file in self.files.walk("log"))
         sequences, tokens = self._pending_counts()
+        # A segment whose keys are damaged has none that can be found.
+        found = [entry for entry in entries if entry.name in self.index.names]
         return StoreCounts(
-            sequences=sequences + sum(entry.sequences for entry in entries),
-            tokens=tokens + sum(entry.tokens for entry in entries),
+            sequences=sequences + sum(entry.sequences for entry in found),
+            tokens=tokens + sum(entry.tokens for entry in found),
             bytes=local + sum(entry.bytes for entry in entries),
             corrupt=self.corrupt,
         )
