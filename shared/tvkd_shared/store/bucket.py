@@ -64,15 +64,17 @@ class Bucket:
         return self._url
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
-        options: Any = None
-        if start < 0:
-            options = {"range": {"suffix": -start}}
-        elif stop is not None:
-            options = {"range": (start, stop)}
-        elif start:
-            options = {"range": {"offset": start}}
         with self._faults("read"):
             try:
+                if start < 0 and self._url.startswith("az:"):  # which has no ranges from the end
+                    start = max(0, obstore.head(self._store, name)["size"] + start)
+                options: Any = None
+                if start < 0:
+                    options = {"range": {"suffix": -start}}
+                elif stop is not None:
+                    options = {"range": (start, stop)}
+                elif start:
+                    options = {"range": {"offset": start}}
                 return bytes(obstore.get(self._store, name, options=options).bytes())
             except FileNotFoundError as error:
                 raise _Missing(f"{self._url}/{name} is not there") from error
