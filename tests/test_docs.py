@@ -1,16 +1,14 @@
 """The docs say what is so: every link, command, flag and test that they name is there."""
 
 import re
-import subprocess
-import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 
+from command_flags import FLAG, flags_of
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")
 by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -40,11 +38,3 @@ def test_every_test_that_guards_a_promise_is_there():
         name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
     }
     assert len(named) > 20 and named <= there
-
-
-@cache
-def flags_of(command):
-    done = subprocess.run([sys.executable, "-m", "tvkd.cli", command, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    # TRL's parser takes --config before it looks at the others, and its help does not list it.
-    return {*FLAG.findall(done.stdout), *(["--config"] if command == "train" else [])}
