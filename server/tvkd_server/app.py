@@ -8,6 +8,7 @@ from fastapi import Depends, FastAPI
 
 from tvkd_server import problem, routes
 from tvkd_server.body_limit import BodyLimit
+from tvkd_server.draining import Draining
 from tvkd_server.metering import Metering
 from tvkd_server.metrics import Metrics
 from tvkd_server.readiness import Readiness
@@ -68,6 +69,7 @@ def create_app(
     app.state.metrics = metrics
     app.state.readiness = readiness
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
+    app.add_middleware(Draining, readiness=readiness)
     app.add_middleware(Metering, metrics=metrics)
     problem.install(app)
     app.include_router(routes.v1, dependencies=[Depends(routes.authorized)] if token else [])

@@ -1,5 +1,6 @@
 """Running the server: keys, limits, readiness, stopping."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -81,3 +82,15 @@ def test_a_stopped_server_exits_0_and_keeps_its_values(tiny_teacher, tmp_path):
     second = post(server, [ITEM], key="from-environment").json()["items"][0]["completions"][0]
     assert second == first | {"cached": True}
     server.kill()
+
+
+def test_what_a_stopping_server_has_no_time_for_is_to_be_asked_again(tiny_teacher, tmp_path):
+    server = start_server(tiny_teacher, tmp_path / "values", "--drain-seconds", "1")
+    items = [{"prompt_token_ids": [9 + n % 100] * 120, "completions": [[9 + n % 99] * 120]} for n in range(900)]
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(post, server, items, key=None)
+        while server.metric("tvkd_queued_tokens") == 0:
+            time.sleep(0.05)
+        assert server.stop() == 0
+    assert (answer.result().status_code, answer.result().json()["code"]) == (503, "teacher-unavailable")
+    assert int(answer.result().headers["retry-after"]) >= 1
