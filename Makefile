@@ -58,9 +58,9 @@ format: $(VENV)/dev.installed
 
 # What checks deploy/ and comes in no Python package. Without it `make test` skips those checks and says so.
 deploy-tools:
-	@command -v kubectl >/dev/null && command -v promtool >/dev/null || apt-get update -qq
-	@command -v kubectl >/dev/null || apt-get install -y -qq --no-install-recommends kubernetes-client
-	@command -v promtool >/dev/null || apt-get install -y -qq --no-install-recommends prometheus
+	@for tool in kubectl:kubernetes-client promtool:prometheus haproxy:haproxy; do \
+		command -v $${tool%:*} >/dev/null || missing="$$missing $${tool#*:}"; done; \
+	[ -z "$$missing" ] || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; }
 
 clean:
 	rm -rf $(VENV) demo-output

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,8 +22,8 @@ def faults(objects: list[Object], beside: tuple[Object, ...] | list[Object] = ()
         found += [f"{owner}: {fault}" for fault in (*_pod(pod), *_references(pod, known, owner))]
         if not any(_selects(policy, "podSelector", labels) for policy in _of(objects, "NetworkPolicy")):
             found.append(f"{owner}: no NetworkPolicy selects its pods")
-        for container in pod["containers"]:
-            found += [f"{owner}: {fault}" for fault in _container(container, pod)]
+        for container in containers(pod):
+            found += [f"{owner}: {fault}" for fault in _container(container, pod, known)]
     for kind, check in (
         ("Service", _service), ("PodDisruptionBudget", _budget), ("NetworkPolicy", _network_policy),
         ("ServiceMonitor", _monitor), ("PrometheusRule", _alerts), ("ScaledObject", _scaling), ("ConfigMap", _settings),
@@ -52,6 +53,10 @@ def pods(objects: list[Object]) -> Iterator[tuple[str, Object, Object]]:
             yield name, template["metadata"].get("labels", {}), template["spec"]
 
 
+def containers(pod: Object) -> list[Object]:
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
 def command_line(container: Object, stage: Stage) -> list[str]:
     """The words after `tvkd` that a container runs, through a shell or not; empty when it runs something else."""
     words = [*(container.get("command") or stage.entrypoint), *(container.get("args") or [])]
@@ -63,8 +68,16 @@ def command_line(container: Object, stage: Stage) -> list[str]:
     return words[1:] if words[:1] == ["tvkd"] else []
 
 
-def environment(container: Object, stage: Stage) -> dict[str, str]:
-    return stage.environment | {one["name"]: one.get("value", "given") for one in container.get("env", [])}
+def environment(container: Object, known: list[Object]) -> dict[str, str]:
+    """The variables given to a container; those of a Secret as the Secret has them."""
+    given = {one["name"]: one.get("value", "") for one in container.get("env", [])}
+    for variable in container.get("env", []):
+        if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
+            for secret in _of(known, "Secret"):
+                if secret["metadata"]["name"] == reference["name"]:
+                    encoded = secret.get("data", {}).get(reference["key"], "")
+                    given[variable["name"]] = b64decode(encoded).decode()
+    return given
 
 
 def _pod(pod: Object) -> Iterator[str]:
@@ -83,7 +96,7 @@ def _pod(pod: Object) -> Iterator[str]:
         yield "mounts a folder of the node"
 
 
-def _container(container: Object, pod: Object) -> Iterator[str]:
+def _container(container: Object, pod: Object, known: list[Object]) -> Iterator[str]:
     security = container.get("securityContext", {})
     if security.get("readOnlyRootFilesystem") is not True:
         yield "writes to its root file system"
@@ -102,11 +115,11 @@ def _container(container: Object, pod: Object) -> Iterator[str]:
         yield f"{container['image']} is no released version"
     mounted = {mount["mountPath"] for mount in container.get("volumeMounts", [])}
     yield from (f"{path} must be writable and is no volume" for path in {"/data", "/tmp"} - mounted)
-    words, variables = command_line(container, stage), environment(container, stage)
-    found = command_faults(words, variables) if words else []
+    words, given = command_line(container, stage), environment(container, known)
+    found = command_faults(words, given, stage.environment) if words else []
     yield from found
     if words[:1] == ["serve"] and not found:
-        yield from _server(container, pod, variables, mounted)
+        yield from _server(container, pod, stage.environment | given, mounted)
 
 
 def _server(container: Object, pod: Object, variables: dict[str, str], mounted: set[str]) -> Iterator[str]:
@@ -142,7 +155,7 @@ def _references(pod: Object, known: list[Object], owner: str) -> Iterator[str]:
         if f"{one['kind']} {one['metadata']['name']}" == owner
     }
     volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
-    for container in pod["containers"]:
+    for container in containers(pod):
         for mount in container.get("volumeMounts", []):
             if mount["name"] not in volumes.keys() | claims:
                 yield f"no volume {mount['name']}"

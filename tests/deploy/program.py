@@ -8,8 +8,11 @@ from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
+from pydantic_settings import BaseSettings
+
 from command_flags import flags_of
 from tvkd.cli import COMMANDS
+from tvkd.store.command import ACTIONS
 from tvkd_server import routes
 from tvkd_server.metrics import Metrics
 from tvkd_server.settings import ServeSettings
@@ -29,8 +32,8 @@ def variables(command: str) -> set[str]:
     folders = ["shared", "client"] if command in ("train", "prefetch", "show") else ["shared"]
     sources = "".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
     read = set(re.findall(r'environ\.get\("(TVKD_\w+)"', sources))
-    if command == "serve":
-        read |= {f"TVKD_{name.upper()}" for name in ServeSettings.model_fields}
+    for model in {"serve": [ServeSettings], "store": ACTIONS.values()}.get(command, []):
+        read |= {f"TVKD_{name.upper()}" for name in model.model_fields}
     return read
 
 
@@ -41,25 +44,34 @@ def metrics() -> set[str]:
     return {family.name + end for family in Metrics().registry.collect() for end in kinds[family.type]}
 
 
-def command_faults(words: list[str], environment: dict[str, str]) -> list[str]:
-    """What is wrong with `tvkd WORDS…` in an environment; the server's settings are read as the server reads them."""
+def command_faults(words: list[str], given: dict[str, str], image: dict[str, str] | None = None) -> list[str]:
+    """What is wrong with `tvkd WORDS…` and the variables given to it, over those of its image. Settings are read as the
+    command reads them; the trainer's flags, which TRL reads, are looked for in its help."""
     command, flags = words[0], words[1:]
     if command not in COMMANDS:
         return [f"tvkd has no command {command}"]
     faults = [
         f"tvkd {command} reads no variable {name}"
-        for name in environment
+        for name in given
         if name.startswith("TVKD_") and name not in variables(command)
     ]
-    if command != "serve":
-        given = [word.partition("=")[0] for word in flags if word.startswith("--")]
-        return faults + [f"tvkd {command} has no flag {flag}" for flag in given if flag not in flags_of(command)]
+    if command == "serve":
+        settings: type[BaseSettings] = ServeSettings
+    elif command == "store":
+        if flags[0] not in ACTIONS:
+            return [*faults, f"tvkd store has no action {flags[0]}"]
+        settings, flags = ACTIONS[flags[0]], flags[1:]
+    else:
+        named = [word.partition("=")[0] for word in flags if word.startswith("--")]
+        return faults + [f"tvkd {command} has no flag {flag}" for flag in named if flag not in flags_of(command)]
     said = io.StringIO()
-    with patch.dict(os.environ, environment), contextlib.redirect_stderr(said):
+    with patch.dict(os.environ, (image or {}) | given), contextlib.redirect_stderr(said):
         try:
-            refuse_what_changes_values(from_command_line(ServeSettings, flags).engine_args)
+            read = from_command_line(settings, flags)
+            if isinstance(read, ServeSettings):
+                refuse_what_changes_values(read.engine_args)
         except InvalidRequest as error:
-            faults.append(f"tvkd serve: {error}")
+            faults.append(f"tvkd {command}: {error}")
         except SystemExit:  # how argparse refuses a flag
             faults.append(said.getvalue().splitlines()[-1])
     return faults

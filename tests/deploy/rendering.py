@@ -24,7 +24,10 @@ def kustomize(folder: str, *, secrets: bool) -> subprocess.CompletedProcess[str]
     kubectl = installed("kubectl", "1.21 or later, Debian's kubernetes-client")
     with tempfile.TemporaryDirectory() as copy:
         here = Path(shutil.copytree(DEPLOY, Path(copy) / "deploy")) / "kubernetes"
-        for path, text in ((here / "base/api-key", "key"), (here / "s3/s3.env", "AWS_ACCESS_KEY_ID=id\n")):
+        for path, text in (
+            (here / "base/api-key", "key"),
+            (here / "s3/s3.env", "TVKD_STORE=s3://tvkd/values\nAWS_ACCESS_KEY_ID=id\n"),
+        ):
             path.unlink(missing_ok=True)  # whoever runs the tests may have made their own
             if secrets:
                 path.write_text(text)

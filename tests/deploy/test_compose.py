@@ -68,7 +68,7 @@ def _own(service):
     if "TVKD_API_KEY" not in environment:
         yield "has no API key"
     words = command_line(container, stage)
-    yield from command_faults(words, stage.environment | environment)
+    yield from command_faults(words, environment, stage.environment)
     if words[0] == "serve":
         if [port.rpartition(":")[2] for port in service["ports"]] != [str(PORT)]:
             yield f"publishes no port {PORT}"

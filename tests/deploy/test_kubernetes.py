@@ -119,6 +119,10 @@ def test_a_mistake_is_found(overlay, mistake):
     assert [fault for fault in faults(objects, beside(overlay)) if told in fault]
 
 
+def upkeep(job):
+    return job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+
+
 OF_ONE_KIND = {
     "an alert on no metric": (
         "PrometheusRule", lambda o: o["spec"]["groups"][0]["rules"][1].update(expr="tvkd_request_total > 0"),
@@ -131,6 +135,13 @@ OF_ONE_KIND = {
     "scaling by no metric": (
         "ScaledObject", lambda o: o["spec"]["triggers"][0]["metadata"].update(query="sum(tvkd_queue)"),
         "no metric tvkd_queue"),
+    "an unknown flag of the upkeep": (
+        "CronJob", lambda o: upkeep(o)["args"].append("--all"), "unrecognized arguments: --all"),
+    "an unknown action of the upkeep": (
+        "CronJob", lambda o: upkeep(o).update(args=["store", "pack"]), "no action pack"),
+    "an upkeep of no store": (
+        "CronJob", lambda o: upkeep(o)["env"][0]["valueFrom"]["secretKeyRef"].update(key="STORE"),
+        "Secret tvkd-s3 has no STORE"),
     "scaling of nothing": (
         "ScaledObject", lambda o: o["spec"]["scaleTargetRef"].update(name="server"), "no StatefulSet server"),
 }  # fmt: skip
