@@ -81,10 +81,10 @@ VOLUME /data
 USER 10001:10001
 
 FROM server AS server-vllm
-# Triton, under vLLM, compiles a launcher for each kernel when it is first used.
+# Under vLLM, Triton and Inductor compile for the device when they first run; its CPU build needs libnuma.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && apt-get install --yes --no-install-recommends g++ libc6-dev libnuma1 \
     && rm -rf /var/lib/apt/lists/*
 # Ray would report its use.
 ENV TVKD_ENGINE=vllm RAY_USAGE_STATS_ENABLED=0
