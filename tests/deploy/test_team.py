@@ -4,7 +4,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from installed import installed
 
+from object_storage import BUCKET, serving
 from running_server import WORDS, start_server
 from tvkd_client.http import TeacherClient
 from tvkd_shared.wire import TokenItem
@@ -55,29 +55,10 @@ def ended():
 
 
 @pytest.fixture
-def bucket(ended):
-    """The variables of a running S3 server with one empty bucket."""
-    port = free_port()
-    # moto looks whether an object is there and then writes it, in two steps: no other thread comes between them.
-    ended(
-        [
-            sys.executable,
-            "-c",
-            "import sys; sys.setswitchinterval(10); from moto.server import main; main()",
-            "-p",
-            port,
-        ]
-    )
-    url = f"http://127.0.0.1:{port}"
-    answering(url)
-    httpx.put(f"{url}/tvkd").raise_for_status()
-    return {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ALLOW_HTTP": "true",
-    }
+def bucket():
+    """The variables under which an S3 server with an empty bucket is reached."""
+    with serving("seaweedfs") as storage:
+        yield storage.environment
 
 
 @pytest.fixture
@@ -116,7 +97,7 @@ def test_replicas_killed_one_by_one_under_load_cost_their_clients_time_and_no_er
 
     def start(number):
         environment = bucket | {"XDG_CACHE_HOME": str(tmp_path / f"cache-{number}"), "TVKD_API_KEY": "key"}
-        return start_server(tiny_teacher, "s3://tvkd/values", "--port", ports[number], environment=environment)
+        return start_server(tiny_teacher, f"s3://{BUCKET}/values", "--port", ports[number], environment=environment)
 
     with ThreadPoolExecutor(REPLICAS) as pool:
         replicas = list(pool.map(start, range(REPLICAS)))

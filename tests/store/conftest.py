@@ -1,6 +1,7 @@
 """An object storage and a store's URL in it, for the tests of shared stores."""
 
 import pytest
+
 from object_storage import SERVERS, ObjectStorage, new_place, serving
 
 

@@ -5,10 +5,10 @@ from contextlib import closing
 
 import obstore
 import pytest
-from object_storage import BUCKET, Proxy
 from shared_writers import further, writers
 from stored_records import bits, key_of, record_of
 
+from object_storage import BUCKET, Proxy
 from tvkd_server.store import open_store, publisher
 from tvkd_server.store.shared import SharedStore
 from tvkd_shared.store import StoreReader

@@ -8,9 +8,9 @@ from contextlib import closing
 
 import obstore
 import pytest
-from object_storage import BUCKET, Proxy, Seen
 from stored_records import bits, key_of, record_of
 
+from object_storage import BUCKET, Proxy, Seen
 from tvkd_server.store.shared import SharedStore
 from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.store import StoreReader, bucket
