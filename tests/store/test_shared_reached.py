@@ -7,9 +7,9 @@ import time
 from contextlib import closing
 
 import pytest
-from object_storage import KEY, SECRET, new_place, serving
 from stored_records import bits, key_of, record_of
 
+from object_storage import KEY, SECRET, new_place, serving
 from tvkd_client.source import StoreSource
 from tvkd_server.store import open_store
 from tvkd_server.store.shared import SharedStore
