@@ -1,5 +1,6 @@
 """`verify` finds one flipped byte anywhere in any file, and nothing in a sound store."""
 
+import threading
 from contextlib import closing
 
 import pytest
@@ -7,10 +8,13 @@ from stored_records import TEACHER, as_killed, flip, numbered
 
 from tvkd_server.store import LocalStore
 from tvkd_server.store.compact import compact
+from tvkd_server.store.gc import collect
+from tvkd_server.store.publisher import Publisher
 from tvkd_server.store.verify import verify
 from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.store import StoreReader
 from tvkd_shared.store.certificate import Certificate, write_certificate
+from tvkd_shared.store.folder import Folder
 from tvkd_shared.wire import TeacherInfo
 
 INFO = TeacherInfo(
@@ -73,3 +77,64 @@ def test_a_lost_file_is_found(store_path):
         (store_path / lost).unlink()
         assert lost.removesuffix("/c/0") in {problem.file for problem in verify(StoreReader(store_path))}
         (store_path / lost).write_bytes(content)
+
+
+def test_a_log_file_that_is_sealed_between_two_reads_is_no_problem(store_path):
+    class Sealing(Folder):
+        def read(self, name, start=0, stop=None):
+            content = super().read(name, start, stop)
+            if name.startswith("log/"):
+                (self.root / name).unlink()
+            return content
+
+    store = StoreReader(store_path)
+    store.files = Sealing(store_path)
+    assert verify(store) == []
+    assert not list((store_path / "log").iterdir())
+
+
+def test_a_record_that_is_being_written_is_no_problem_and_one_that_stays_half_written_is(store_path):
+    log = max((store_path / "log").iterdir())
+    whole = log.read_bytes()
+    half = len(whole) - 20
+    log.write_bytes(whole[:half])
+    rest = threading.Timer(0.1, lambda: log.write_bytes(whole))
+    rest.start()
+    assert verify(StoreReader(store_path)) == []
+    rest.join()
+    log.write_bytes(whole[:half])
+    (problem,) = verify(StoreReader(store_path))
+    assert problem.file == f"log/{log.name}" and "are no record" in problem.what
+
+
+def test_a_commit_that_is_collected_between_listing_and_reading_is_no_problem(store_path):
+    class Collecting(Folder):
+        def names(self, folder, after=""):
+            found = super().names(folder, after)
+            (self.root / "commits" / "000000000001.json").unlink(missing_ok=True)
+            return found
+
+    store = StoreReader(store_path)
+    store.files = Collecting(store_path)
+    assert verify(store) == []
+    assert not (store_path / "commits" / "000000000001.json").exists()
+
+
+def test_segments_that_are_compacted_and_collected_meanwhile_are_no_problem_and_what_they_became_is_read(tmp_path):
+    with closing(LocalStore(tmp_path / "values")) as store:
+        for number in range(6):
+            store.put(TEACHER, numbered([number]))
+            store.seal()
+    read = []
+
+    def progress(entries):
+        for entry in entries:
+            read.append(entry.name)
+            yield entry
+            with closing(Publisher(tmp_path / "values")) as other:
+                compact(other)
+                collect(other, grace_seconds=0.0)
+
+    store = StoreReader(tmp_path / "values")
+    assert verify(store, progress=progress) == []
+    assert set(store.catalog.segments) < set(read)

@@ -1,6 +1,8 @@
 """Checking every byte of a store: what a reader would find damaged one day is found now."""
 
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +18,9 @@ from tvkd_shared.store.log import LogReader
 from tvkd_shared.store.reader import TEACHERS, StoreReader
 from tvkd_shared.store.segment import METADATA, Segment, entry_of, metadata_crc32
 
+_WRITTEN_SECONDS = 0.5
+"""Longer than a record's bytes stay half written while its writer lives."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -28,15 +33,21 @@ class Problem:
 def verify(
     store: StoreReader, *, progress: Callable[[list[SegmentEntry]], Iterable[SegmentEntry]] = iter
 ) -> list[Problem]:
-    """Every damaged file of a store, none where all is well.
+    """Every damaged file of a store, none where all is well, also beside servers, compaction and gc.
 
     Values that are damaged are not served, and are computed again when they are asked for; `compact` leaves them out.
     Raises StoreUnavailable when disk or service fails.
     """
     store.refresh()
     problems = _documents(store) + _log(store) + _index(store)
-    for entry in progress(list(store.catalog.segments.values())):
-        problems += _segment(store, entry)
+    done: set[str] = set()
+    while left := [entry for entry in store.catalog.segments.values() if entry.name not in done]:
+        for entry in progress(left):
+            done.add(entry.name)
+            if found := _segment(store, entry):
+                store.refresh()
+                if entry.name in store.catalog.segments:  # else what is sound of it is in another, found at the end
+                    problems += found
     return problems
 
 
@@ -47,21 +58,36 @@ def _documents(store: StoreReader) -> list[Problem]:
     for name in names:
         try:
             document.from_bytes(store.files.read(name), name)
-        except (Damaged, FileNotFoundError) as damage:
+        except Damaged as damage:
             problems.append(Problem(name, str(damage)))
+        except FileNotFoundError as damage:
+            folder, _, own = name.rpartition("/")
+            if not folder or own in store.files.names(folder):  # else it was removed, as gc does
+                problems.append(Problem(name, str(damage)))
     known = {problem.file for problem in problems}
     return problems + [Problem(name, "is lost") for name in sorted(store.catalog.damaged - known)]
 
 
 def _log(store: StoreReader) -> list[Problem]:
     log = LogReader(store.files)
+    before = _unread(store, log)
+    if any(rest for _, _, rest in before.values()):
+        time.sleep(_WRITTEN_SECONDS)
+    return [
+        Problem(name, f"{skipped + len(rest)} bytes are no record: damaged, or left half written by a crash")
+        for name, (end, skipped, rest) in _unread(store, log).items()
+        if skipped or (rest and before.get(name) == (end, skipped, rest))  # else a record is being written
+    ]
+
+
+def _unread(store: StoreReader, log: LogReader) -> dict[str, tuple[int, int, bytes]]:
+    """By file of the log: where its last sound record ends, bytes before that in none, and the bytes behind it."""
     log.pending()
-    problems = []
+    found = {}
     for name, file in log.read.items():
-        unread = file.skipped + len(store.files.read(name, file.end))
-        if unread:
-            problems.append(Problem(name, f"{unread} bytes are no record: damaged, or left half written by a crash"))
-    return problems
+        with suppress(FileNotFoundError):  # sealed meanwhile
+            found[name] = file.end, file.skipped, store.files.read(name, file.end)
+    return found
 
 
 def _index(store: StoreReader) -> list[Problem]:
