@@ -6,6 +6,7 @@ from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.store import document
 from tvkd_shared.store.catalog import CHECKPOINTS, COMMITS, Catalog, Commit, SegmentEntry, numbered
 from tvkd_shared.store.folder import Folder
+from tvkd_shared.store.log import LogReader
 
 
 def entry(name, order=1):
@@ -38,7 +39,8 @@ def test_two_catalogs_that_commit_in_turn_hold_the_same(files):
         mine.refresh()
         assert mine.number == number - 1
         commit(files, number, f"s{number}", removed=[f"s{number - 3}"])
-    assert one.refresh() and two.refresh() and not one.refresh()
+    one.refresh()
+    two.refresh()
     assert one.segments == two.segments == Catalog(files).segments
     assert list(one.segments) == ["s17", "s18", "s19"] and one.segments["s18"].order == 18
 
@@ -79,6 +81,66 @@ def test_a_gap_that_no_checkpoint_fills_is_damage_and_what_comes_after_counts(fi
     catalog = Catalog(files)
     assert (set(catalog.segments), catalog.damaged) == ({"s1", "s2", "s4", "s5"}, {numbered(COMMITS, 3)})
     assert catalog.number == 5
+
+
+def test_commits_that_are_collected_while_they_are_read_are_no_damage(files, monkeypatch):
+    for number in range(1, 4):
+        commit(files, number, f"s{number}")
+    behind, ahead = Catalog(files), Catalog(files)
+    for number in range(4, 8):
+        commit(files, number, f"s{number}")
+    names = files.names
+
+    def and_then_collect(folder, after=""):
+        found = names(folder, after)
+        if folder == COMMITS and files.names is not names:
+            monkeypatch.undo()
+            ahead.checkpoint()
+            files.remove([numbered(COMMITS, number) for number in range(1, 6)])
+        return found
+
+    ahead.refresh()
+    monkeypatch.setattr(files, "names", and_then_collect)
+    behind.refresh()
+    assert (len(behind.segments), behind.number, behind.damaged) == (7, 7, set())
+
+
+def test_a_refresh_that_fails_takes_nothing_in_and_the_next_takes_all(files, monkeypatch):
+    commit(files, 1, "a")
+    catalog = Catalog(files)
+    commit(files, 2, "b", removed=["a"])
+    commit(files, 3, "c")
+    read = files.read
+
+    def fails(name, start=0, stop=None):
+        if name == numbered(COMMITS, 3):
+            raise StoreUnavailable("the disk fails")
+        return read(name, start, stop)
+
+    with monkeypatch.context() as disk, pytest.raises(StoreUnavailable):
+        disk.setattr(files, "read", fails)
+        catalog.refresh()
+    assert (list(catalog.segments), catalog.number) == (["a"], 1)
+    catalog.refresh()
+    assert list(catalog.segments) == ["b", "c"]
+
+
+def test_what_is_not_a_commit_s_file_is_passed_over(files):
+    files.write({"commits/README.txt": b"", "checkpoints/notes": b"", "log/x.log": b""})
+    commit(files, 1, "a")
+    assert list(Catalog(files).segments) == ["a"] and not LogReader(files).pending()
+
+
+def test_nothing_is_read_again_while_nothing_was_added(files, monkeypatch):
+    commit(files, 1, "a")
+    catalog = Catalog(files)
+    catalog.refresh()
+    with monkeypatch.context() as disk:
+        disk.setattr(files, "names", None)
+        catalog.refresh()
+    commit(files, 2, "b")
+    catalog.refresh()
+    assert list(catalog.segments) == ["a", "b"]
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(files):

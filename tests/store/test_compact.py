@@ -175,7 +175,7 @@ def test_leftovers_of_crashes_are_collected_after_the_grace_and_live_files_never
     with closing(Publisher(path)) as store:
         orphan = new_segment(store.new_name(), TEACHER, 0.0, {key_of(99): record_block(99)}, mantissa_bits=23)
         store.files.write({f"segments/{orphan.entry.name}/{name}": c for name, c in orphan.contents.items()})
-        (path / "commits" / ".000000000009.json.half").write_bytes(b"half")
+        (path / "commits" / f".000000000009.json.{32 * 'a'}").write_bytes(b"half")
         assert collect(store, grace_seconds=0.0).files == 0  # a live writer may be about to commit to it
         age(path)
         assert collect(store, grace_seconds=7200.0).files == 0

@@ -9,7 +9,7 @@ from stored_records import TEACHER, key_of, record_of
 from tvkd_server.store.log import Log
 from tvkd_shared.store.block import blocks
 from tvkd_shared.store.folder import Folder
-from tvkd_shared.store.log import MAGIC, LogFile, LogReader, Name, Pending, log_name, records, to_bytes
+from tvkd_shared.store.log import MAGIC, LogFile, LogReader, Name, Pending, records, to_bytes
 
 
 def named(number):
@@ -86,11 +86,40 @@ def test_a_reader_forgets_the_files_that_were_dropped_and_reads_those_that_came(
 
 
 def test_an_opened_log_writes_to_a_file_of_its_own_and_remembers_the_others(tmp_path):
-    for number in (1, 2):
+    known: list[str] = []
+    for spelled in SPELLED[:3]:
         log = Log(Folder(tmp_path))
-        assert log.older == [log_name(n) for n in range(1, number)]
-        log.append(SPELLED[number])
-        log.close()
+        assert log.older == known
+        log.append(spelled)
+        known = log.rotate()
+    log.drop(known)
+    log = Log(Folder(tmp_path))
+    log.append(SPELLED[0])
+    assert not set(log.rotate()) & {known[0]}
+
+
+def test_a_reader_that_knew_a_dropped_file_reads_the_one_that_a_later_writer_starts(tmp_path):
+    reader = LogReader(Folder(tmp_path))
+    log = Log(Folder(tmp_path))
+    log.append(SPELLED[0] + SPELLED[1])
+    assert len(reader.pending()) == 2
+    log.drop(log.rotate())
+    log = Log(Folder(tmp_path))
+    log.append(SPELLED[2])
+    assert list(reader.pending()) == [RECORDS[2][0]]
+
+
+def test_after_a_failed_sync_of_its_folder_a_log_file_is_not_used(tmp_path, monkeypatch):
+    log = Log(Folder(tmp_path))
+
+    def fails(_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as disk, pytest.raises(OSError, match="Input/output"):
+        disk.setattr("os.fsync", fails)
+        log.append(SPELLED[0])
+    log.append(SPELLED[1])
+    assert list(LogReader(Folder(tmp_path)).pending()) == [RECORDS[1][0]]
 
 
 @pytest.mark.parametrize("fails", ["os.write", "os.fdatasync"])

@@ -1,5 +1,6 @@
 """Removing what is no longer live: compacted segments, what crashes left, and commits that a checkpoint holds."""
 
+import re
 import time
 from dataclasses import dataclass
 
@@ -10,8 +11,11 @@ from tvkd_shared.store.files import File
 GRACE_SECONDS = 24 * 3600.0
 """Longer than any reader uses a segment that it found live, and than any writer waits between look and commit."""
 
-_UNFINISHED_SECONDS = 3600.0
+_UNCOMMITTED_SECONDS = 3600.0
 """No grace is shorter for what a live writer may be about to commit to, or to commit after."""
+
+_UNFINISHED = re.compile(r"(^|/)\.[^/]+\.[0-9a-f]{32}$")
+"""Names under which files are written before they get their own."""
 
 _KEPT_CHECKPOINTS = 2
 
@@ -25,7 +29,7 @@ class Collected:
 def collect(store: Publisher, *, grace_seconds: float = GRACE_SECONDS) -> Collected:
     """Remove what has not been live for longer than the grace. Raises StoreUnavailable when disk or service fails."""
     now = time.time()
-    unfinished = now - max(grace_seconds, _UNFINISHED_SECONDS)
+    unfinished = now - max(grace_seconds, _UNCOMMITTED_SECONDS)
     store.checkpoint()
     store.refresh()
     dead = _dead_segments(store, now - grace_seconds, unfinished)
@@ -76,5 +80,5 @@ def _leftovers(store: Publisher, before: float) -> list[File]:
     return [
         file
         for file in store.files.walk("")
-        if (file.name.rsplit("/", 1)[-1].startswith(".") or file.name.startswith("probe/")) and file.modified < before
+        if (_UNFINISHED.search(file.name) or file.name.startswith("probe/")) and file.modified < before
     ]

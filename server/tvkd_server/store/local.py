@@ -34,7 +34,7 @@ class LocalStore(Store):
         self._held: dict[Name, Pending] = {}
         self._held_bytes = 0
         with disk_faults(root, "opened"):
-            root.mkdir(parents=True, exist_ok=True)
+            Folder(root).make(root)
             self._lock = Lock(root)
             try:
                 super().__init__(place, mantissa_bits)
@@ -52,6 +52,7 @@ class LocalStore(Store):
 
     def put(self, teacher: str, records: Sequence[tuple[bytes, Scored]]) -> None:
         rows = self.rows(teacher, records)
+        self.heal()
         with self._writing, disk_faults(self.place, "written"):
             if self._closed:
                 raise StoreUnavailable(f"the store {self.place} is closed")
@@ -93,9 +94,10 @@ class LocalStore(Store):
             self.save_index()
         except StoreUnavailable as error:
             _logger.warning("%s; what is pending stays in the log", error)
-        super().close()
-        self._log_file.close()
-        self._lock.release()
+        finally:
+            super().close()
+            self._log_file.close()
+            self._lock.release()
 
     def pending(self) -> Mapping[Name, Pending]:
         return self._held

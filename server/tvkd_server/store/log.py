@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from tvkd_shared.store.folder import Folder, sync
-from tvkd_shared.store.log import FOLDER, log_name
+from tvkd_shared.store.log import FOLDER, log_names, new_log_name
 
 
 class Log:
@@ -16,9 +16,9 @@ class Log:
         self._root = folder.root / FOLDER
         self._root.mkdir(exist_ok=True)
         sync(folder.root)
-        self.older = [f"{FOLDER}/{name}" for name in folder.names(FOLDER)]
+        self.older = log_names(folder)
         """Files that are no longer written to, and not yet sealed."""
-        self._number = max((int(name.rsplit("/")[-1].removesuffix(".log")) for name in self.older), default=0)
+        self._name = self.older[-1] if self.older else ""
         self._file: int | None = None
         self._size = 0
 
@@ -46,7 +46,7 @@ class Log:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-            self.older.append(log_name(self._number))
+            self.older.append(self._name)
         return list(self.older)
 
     def drop(self, names: Iterable[str]) -> None:
@@ -58,8 +58,14 @@ class Log:
         self.rotate()
 
     def _start(self) -> None:
-        self._number += 1
-        path = self._folder.root / log_name(self._number)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        self._size = 0
-        sync(self._root)
+        name = new_log_name(after=self._name)
+        path = self._folder.root / name
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        try:
+            sync(self._root)
+        except BaseException:
+            os.close(file)
+            with suppress(OSError):
+                path.unlink()
+            raise
+        self._file, self._name, self._size = file, name, 0

@@ -16,7 +16,7 @@ from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.scored import Float32
 from tvkd_shared.store import document
 from tvkd_shared.store.block import BASE
-from tvkd_shared.store.catalog import COMMITS, LAST_ORDER, SEGMENTS, Commit, SegmentEntry, numbered
+from tvkd_shared.store.catalog import COMMITS, SEGMENTS, Commit, SegmentEntry, numbered
 from tvkd_shared.store.log import Name, Pending
 from tvkd_shared.store.reader import TEACHERS, StoreReader
 from tvkd_shared.store.segment import Segment
@@ -39,17 +39,14 @@ class Publisher(StoreReader):
         self._writer = uuid.uuid4().hex[:12]
         self._numbers = itertools.count(1)
         self._committing = threading.Lock()
-        if self.catalog.damaged:
-            self._heal()
+        self.heal()
 
     def add_teacher(self, info: TeacherInfo) -> None:
         """Keeps a teacher's provenance under its id, in place of what was kept before."""
         self.files.write({f"{TEACHERS}/{info.id}.json": document.to_bytes(info.model_dump(mode="json"))})
 
-    def publish(
-        self, made: Sequence[NewSegment], adopted: Sequence[SegmentEntry] = (), removed: Iterable[str] = ()
-    ) -> bool:
-        """Write the segments and commit to them, and to the removal of others, in one step.
+    def publish(self, made: Sequence[NewSegment], removed: Iterable[str] = ()) -> bool:
+        """Write the segments and commit to them, and to the removal of others, in one step; to adopted ones too.
 
         Returns False, and publishes nothing, when one of those to be removed is not live any more. Raises
         StoreUnavailable when disk or service fails; whether it was published is then not known.
@@ -64,14 +61,17 @@ class Publisher(StoreReader):
                     return False
                 number = self.catalog.number + 1
                 entries = [self._counted(segment, gone).model_copy(update={"order": number}) for segment in made]
+                adopted = [
+                    self.catalog.segments[name].model_copy(update={"order": number})
+                    for name in self.catalog.adopted - gone.keys()
+                ]
                 commit = Commit(writer=self._writer, add=[*self._ordered(entries, gone), *adopted], remove=gone)
                 if self.files.create(numbered(COMMITS, number), commit.to_bytes()):
                     break
             with self._refreshing:
                 if self.catalog.number == number - 1:  # else another thread has read it back meanwhile
-                    self.catalog.apply(commit)
-                    self.catalog.number = number
-                    self._update_index()
+                    self.catalog.apply({number: commit})
+                    self._update_view()
         if number % CHECKPOINT_EVERY == 0:
             self.checkpoint()
         return True
@@ -120,16 +120,18 @@ class Publisher(StoreReader):
         first = min(self.catalog.segments[name].order for name in gone)
         return [entry.model_copy(update={"order": first}) for entry in entries]
 
-    def _heal(self) -> None:
-        """Commit to the segments that a damaged commit may have named, and start openings behind it."""
-        found = [entry for entry in self.catalog.segments.values() if entry.order == LAST_ORDER]
-        _logger.warning(
-            "%s: %s damaged; %d segments were found by their own metadata",
-            self.place, ", ".join(sorted(self.catalog.damaged)), len(found),
-        )  # fmt: skip
-        counted = [entry.model_copy(update={"order": self.catalog.number + 1}) for entry in found]
-        self.publish([], adopted=counted)
-        self.checkpoint()
+    def heal(self) -> None:
+        """Commit to the segments that a damaged commit may have named, and start openings behind it.
+
+        Until then they may be another writer's, which has not committed to them and may never do.
+        """
+        if self.catalog.adopted:
+            _logger.warning(
+                "%s: %s damaged; %d segments were found by their own metadata",
+                self.place, ", ".join(sorted(self.catalog.damaged)), len(self.catalog.adopted),
+            )  # fmt: skip
+            self.publish([])
+            self.checkpoint()
 
     def _damaged(self, what: str, damage: Exception) -> bool:
         if new := super()._damaged(what, damage):

@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 
 from tvkd_server.store.store import Store
 from tvkd_shared.errors import StoreUnavailable
@@ -23,13 +22,14 @@ class SharedStore(Store):
 
     def put(self, teacher: str, records: Sequence[tuple[bytes, Scored]]) -> None:
         rows = self.rows(teacher, records)
+        self.heal()
         stored = self.blocks(list(rows))
         if new := {name: row for name, row in rows.items() if name not in stored}:
             self.publish(self.new_segments(new))
+            self.save_index(grown=1.25)
 
     def close(self) -> None:
-        with suppress(OSError):  # the next opening reads the segments' keys instead
-            self.save_index()
+        self.save_index()
         super().close()
 
 

@@ -108,6 +108,9 @@ class Bucket:
         found = self._listed(f"{folder}/", f"{folder}/{after}" if after else None)
         return sorted({meta["path"][start:].split("/")[0] for meta in found})
 
+    def stamp(self, folder: str, name: str) -> object:
+        return object()  # only a listing tells
+
     def walk(self, folder: str) -> Iterator[File]:
         for meta in self._listed(f"{folder}/" if folder else None):
             yield File(meta["path"], meta["size"], meta["last_modified"].timestamp())

@@ -46,6 +46,10 @@ class Files(Protocol):
         """Names in a folder that sort after `after`, sorted, without the folder's own."""
         ...
 
+    def stamp(self, folder: str, name: str) -> object:
+        """Equal to the one before only if nothing was added to the folder since, least of all a file of that name."""
+        ...
+
     def walk(self, folder: str) -> Iterator[File]:
         """Every file under a folder, at any depth, leftovers of crashes included."""
         ...
@@ -53,6 +57,12 @@ class Files(Protocol):
     def remove(self, names: list[str]) -> None:
         """Remove files; one that is gone already is no error."""
         ...
+
+
+def file_numbers(files: Files, folder: str, suffix: str, after: int = 0) -> list[int]:
+    """Numbers above `after` of a folder's files, in order. What else lies there is not ours."""
+    names = files.names(folder, after=f"{after:012d}{suffix}")
+    return [int(name[:12]) for name in names if name[:12].isdecimal() and name[12:] == suffix]
 
 
 def files_at(place: str | Path) -> Files:

@@ -57,6 +57,12 @@ class Index:
     def __len__(self) -> int:
         return sum(map(len, self._state[1]))
 
+    def copy(self) -> "Index":
+        """The index as it is now, to find in while this one goes on. Costs nothing: arrays are shared."""
+        other = Index()
+        other._state, other.names = self._state, self.names
+        return other
+
     def add(self, name: str, keys_N16: npt.NDArray[np.uint8]) -> None:
         """The keys of a segment, in the order of its records."""
         names, runs = self._state[0], list(self._state[1])
@@ -65,8 +71,8 @@ class Index:
         runs.append(Run(prefixes[order], (np.uint64(len(names)) << _ROW_BITS) | order.astype(np.uint64)))
         while len(runs) > 1 and 2 * len(runs[-1]) >= len(runs[-2]):
             runs[-2:] = [_merged(runs[-2:])]
-        names.append(name)
-        self.names.add(name)
+        names.append(name)  # runs that are in use know nothing of it
+        self.names = self.names | {name}
         self._state = names, tuple(runs)
 
     def drop(self, gone: Iterable[str]) -> None:

@@ -12,7 +12,9 @@ A record that fails its check is passed over: reading goes on at the next one th
 half written at the end of a file is such a record, and was never acknowledged.
 """
 
+import re
 import struct
+import uuid
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +30,7 @@ from tvkd_shared.store.files import Files
 FOLDER = "log"
 MAGIC = b"\x89tvk"
 DTYPE = np.dtype("<f4")
+_LOG_NAME = re.compile(rf"{FOLDER}/\d{{12}}-[0-9a-f]{{8}}\.log")
 _HEAD = struct.Struct("<4sII")
 _BODY = struct.Struct(f"<{KEY_BYTES}sdB")
 
@@ -100,8 +103,16 @@ class LogFile:
         self.end = base + reached
 
 
-def log_name(number: int) -> str:
-    return f"{FOLDER}/{number:012d}.log"
+def new_log_name(after: str) -> str:
+    """A name behind another, and never a name again: a reader may still know a file by it that is gone."""
+    number = int(after.removeprefix(f"{FOLDER}/")[:12]) if after else 0
+    return f"{FOLDER}/{number + 1:012d}-{uuid.uuid4().hex[:8]}.log"
+
+
+def log_names(files: Files) -> list[str]:
+    """The log's files, in the order of writing. What else lies there is not ours."""
+    names = [f"{FOLDER}/{name}" for name in files.names(FOLDER)]
+    return [name for name in names if _LOG_NAME.fullmatch(name)]
 
 
 class LogReader:
@@ -116,7 +127,7 @@ class LogReader:
     def pending(self) -> dict[Name, Pending]:
         """Every block in the log now. Files that are gone were sealed: their blocks are found in segments."""
         before = [(name, file.end) for name, file in self.read.items()]
-        there = sorted(f"{FOLDER}/{name}" for name in self._files.names(FOLDER))
+        there = log_names(self._files)
         self.read = {name: self.read.get(name) or LogFile() for name in there}
         for name in there:
             try:

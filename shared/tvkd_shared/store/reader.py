@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from tvkd_shared.scored import Float32, Scored
 from tvkd_shared.store import document
 from tvkd_shared.store.block import BASE, Damaged, record
 from tvkd_shared.store.cache import ChunkCache
-from tvkd_shared.store.catalog import Catalog
+from tvkd_shared.store.catalog import Catalog, SegmentEntry
 from tvkd_shared.store.certificate import Certificate, certificates
 from tvkd_shared.store.files import files_at
 from tvkd_shared.store.format import Format, read_format
@@ -23,6 +24,7 @@ from tvkd_shared.store.index import Index
 from tvkd_shared.store.log import LogReader, Name, Pending
 from tvkd_shared.store.segment import Segment, format_of_segments
 from tvkd_shared.store.turn import Turn
+from tvkd_shared.store.view import Gone, View
 
 CACHE_BYTES = 128 << 20
 OPEN_SEGMENTS = 1024
@@ -71,10 +73,15 @@ class StoreReader:
         self._cache = ChunkCache(CACHE_BYTES)
         self._open = lru_cache(OPEN_SEGMENTS)(self._open_segment)
         self._log = LogReader(self.files)
+        self._lost: set[str] = set()
+        """Live segments of which files are not there."""
         self.catalog = Catalog(self.files)
         self.index = Index.load(self.files.index) or Index()
         self._indexed = len(self.index)
-        self._update_index()
+        self._view = View({}, Index(), self._open, self._damaged)
+        self._update_view()
+        if self.files.remote:  # a folder's index is its writer's to keep
+            self.save_index(grown=1.25)
 
     def get(self, keys: Sequence[bytes], temperatures: Sequence[float] = (1.0,)) -> list[Scored | None]:
         """The record of each key, None where it is missing.
@@ -94,13 +101,19 @@ class StoreReader:
 
     def winners(self, names: Sequence[Name]) -> dict[Name, tuple[str, Float32]]:
         """As `blocks`, with the segment that each comes from."""
+        while True:
+            view = self._view
+            try:
+                return self._winners(view, names)
+            except Gone as gone:
+                self.refresh()
+                if gone.segment in self._view.segments:
+                    self._lost.add(gone.segment)
+
+    def _winners(self, view: View, names: Sequence[Name]) -> dict[Name, tuple[str, Float32]]:
         wanted = list(dict.fromkeys(name.key for name in names))
-        places = dict(zip(wanted, self.index.find(wanted), strict=True))
-
-        def read(name: Name) -> tuple[str, Float32] | None:
-            return self._first(name, places[name.key])
-
-        found = self._each(read, names)
+        places = dict(zip(wanted, view.index.find(wanted), strict=True))
+        found = self._each(lambda name: view.first(name, places[name.key], self._lost), names)
         return {name: one for name, one in zip(names, found, strict=True) if one is not None}
 
     def refresh(self) -> None:
@@ -110,8 +123,8 @@ class StoreReader:
             if self._done > asked:
                 return  # another thread's began after this one was asked for
             self._begun = begun = self._begun + 1
-            if self.catalog.refresh() or self._behind:
-                self._update_index()
+            self.catalog.refresh()
+            self._update_view()
             self._done = begun
 
     def teachers(self) -> dict[str, dict[str, Any]]:
@@ -131,11 +144,12 @@ class StoreReader:
 
     def counts(self) -> StoreCounts:
         self.refresh()
-        entries = list(self.catalog.segments.values())
+        view = self._view
+        entries = list(view.segments.values())
         local = 0 if self.files.remote else _size(self.files.index) + sum(file.size for file in self.files.walk("log"))
         sequences, tokens = self._pending_counts()
         # A segment whose keys are damaged has none that can be found.
-        found = [entry for entry in entries if entry.name in self.index.names]
+        found = [entry for entry in entries if entry.name in view.index.names]
         return StoreCounts(
             sequences=sequences + sum(entry.sequences for entry in found),
             tokens=tokens + sum(entry.tokens for entry in found),
@@ -145,7 +159,7 @@ class StoreReader:
 
     def segment(self, name: str) -> Segment:
         """A live segment. Raises KeyError when it is none."""
-        return self._open(name)
+        return self._open(self._view.segments[name])
 
     def close(self) -> None:
         """Let the store go."""
@@ -184,48 +198,28 @@ class StoreReader:
             if file.skipped:
                 self._damaged(name, Damaged(f"{file.skipped} bytes are no record"))
 
-    def _first(self, name: Name, places: Sequence[tuple[str, int]]) -> tuple[str, Float32] | None:
-        candidates = [(entry.order, entry.name, row) for entry, row in self._candidates(name.temperature, places)]
-        for _, segment, row in sorted(candidates):
-            try:
-                block = self.segment(segment).block(row, name.key)
-            except KeyError:
-                continue  # compacted meanwhile
-            except Damaged as damage:
-                self._damaged(f"{segment}/{row}", damage)
-            except FileNotFoundError as damage:
-                self.refresh()
-                if segment in self.catalog.segments:  # else it was compacted, and removed, long ago
-                    self._damaged(segment, damage)
-            else:
-                if block is not None:
-                    return segment, block
-        return None
+    def _update_view(self) -> None:
+        """Bring the index to the catalog's segments, then look-ups to both.
 
-    def _candidates(self, temperature: float, places: Sequence[tuple[str, int]]) -> Iterable[tuple[Any, int]]:
-        for segment, row in places:
-            entry = self.catalog.segments.get(segment)
-            if entry is not None and entry.temperature == temperature and row < entry.records:
-                yield entry, row
-
-    def _update_index(self) -> None:
-        """Bring the index to the catalog's segments. A segment whose keys are damaged has none that can be found."""
-        self._behind = True  # until it is done: a service that fails here may answer the next time
+        A segment whose keys are damaged has none that can be found.
+        """
         live = self.catalog.segments
+        if live is self._view.segments:
+            return
         self.index.drop(self.index.names - live.keys())
-        missing = [name for name in list(live) if name not in self.index.names]
-        for name, keys in zip(missing, self._each(self._keys, missing), strict=True):
+        missing = [entry for name, entry in live.items() if name not in self.index.names]
+        for entry, keys in zip(missing, self._each(self._keys, missing), strict=True):
             if keys is not None:
-                self.index.add(name, keys)
-        self._behind = False
+                self.index.add(entry.name, keys)
+        self._view = View(live, self.index.copy(), self._open, self._damaged)
         for name in self.catalog.damaged:
             self._damaged(name, Damaged(f"{name} is damaged"))
 
-    def _keys(self, name: str) -> npt.NDArray[np.uint8] | None:
+    def _keys(self, entry: SegmentEntry) -> npt.NDArray[np.uint8] | None:
         try:
-            return self.segment(name).keys()
+            return self._open(entry).keys()
         except (Damaged, FileNotFoundError) as damage:
-            self._damaged(f"{name}/keys", damage)
+            self._damaged(f"{entry.name}/keys", damage)
             return None
 
     def _each(self, read: Callable[[One], Answer], names: Sequence[One]) -> Iterable[Answer]:
@@ -236,19 +230,22 @@ class StoreReader:
             return list(pool.map(read, names))
 
     def save_index(self, grown: float = 1.0) -> None:
-        """Keep the index for the next opening, when it has grown by more than a factor."""
-        with self._refreshing:
+        """Keep the index for the next opening, when it has grown by more than a factor.
+
+        Where it cannot be written, the next opening reads the segments' keys instead.
+        """
+        with self._refreshing, suppress(OSError):
             if len(self.index) > grown * self._indexed:
                 self.index.save(self.files.index)
                 self._indexed = len(self.index)
 
-    def _open_segment(self, name: str) -> Segment:
-        return Segment(self.files, self.catalog.segments[name], self._cache)
+    def _open_segment(self, entry: SegmentEntry) -> Segment:
+        return Segment(self.files, entry, self._cache)
 
     def _pending_counts(self) -> tuple[int, int]:
         held = dict(self.pending())
         # A crash may have left blocks in the log that are in a segment already.
-        found = self.index.find([name.key for name in held])
+        found = self._view.index.find([name.key for name in held])
         fresh = [
             len(pending.block) - 1
             for (name, pending), places in zip(held.items(), found, strict=True)

@@ -42,7 +42,7 @@ class Shard:
         self._cache = cache
         self._by_column = by_column
         self._opening = Turn()
-        self._opened: tuple[npt.NDArray[np.int64], bytes] | None = None
+        self._opened: npt.NDArray[np.int64] | None = None
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows start … stop − 1, read-only; 0 ≤ start < stop ≤ rows."""
@@ -71,10 +71,11 @@ class Shard:
             chunk = np.ascontiguousarray(numbers.reshape(-1, CHUNK_ROWS).T)
         else:
             chunk = numbers.reshape(CHUNK_ROWS, *self._like.shape[1:])
-        return chunk[: self._rows - number * CHUNK_ROWS]
+        rows = self._rows - number * CHUNK_ROWS
+        return chunk[:rows] if rows >= CHUNK_ROWS else chunk[:rows].copy()  # a view would keep the padding alive
 
     def _index(self) -> tuple[npt.NDArray[np.int64], bytes]:
-        """(offset, length) of each chunk, and the whole shard where it is small, else nothing."""
+        """(offset, length) of each chunk, and the whole shard where it is small and was read just now, else nothing."""
         with self._opening:
             if self._opened is None:
                 chunks = -(-self._rows // CHUNK_ROWS)
@@ -87,8 +88,9 @@ class Shard:
                 # A chunk that was left out has the largest number for both; none is here.
                 self._check(bool((places >= 0).all()) and bool((places[:, 1] > _CRC_BYTES).all()))
                 whole = len(tail) == int(ends.max()) + size + _CRC_BYTES
-                self._opened = places.astype(np.int64), tail if whole else b""
-            return self._opened
+                self._opened = places.astype(np.int64)
+                return self._opened, tail if whole else b""
+            return self._opened, b""
 
     def _check(self, sound: bool) -> None:
         if not sound:
