@@ -10,7 +10,7 @@ from string import Template
 from typing import Any
 
 from tvkd.store import info
-from tvkd_server.store.copying import Copied, copy
+from tvkd_server.store.copying import Copied, copy, teachers
 from tvkd_server.store.publisher import Publisher
 from tvkd_server.store.store import make_store
 from tvkd_shared.errors import InvalidRequest
@@ -92,12 +92,12 @@ def card(said: dict[str, Any], teacher: str) -> str:
 
 
 def _chosen(store: StoreReader, teacher: str | None) -> str:
-    teachers = list(store.teachers())
     if teacher is not None:
         return teacher
-    if len(teachers) != 1:
-        raise InvalidRequest(f"store {store.place} holds {len(teachers)} teachers; name one: {', '.join(teachers)}")
-    return teachers[0]
+    held = teachers(store)
+    if len(held) != 1:
+        raise InvalidRequest(f"store {store.place} holds {len(held)} teachers; name one: {', '.join(held)}")
+    return held[0]
 
 
 def _zip(folder: Path, target: Path) -> None:

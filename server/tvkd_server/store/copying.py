@@ -35,25 +35,33 @@ def copy(
 ) -> Copied:
     """Publish in `target` what `source` has, of one teacher or of all, and `target` has not.
 
-    What `target` has stays, so it is safe to repeat. Blocks that are still in the source's log come too. Teachers and
-    certificates come along. Raises InvalidRequest when the source has no such teacher, or is less precise than the
-    target says of itself; StoreUnavailable when disk or service fails: what was published stays.
+    What `target` has stays, so it is safe to repeat. Blocks that are still in the source's log come too. Teachers come
+    along, and certificates of those whose values in `target` are then the source's, to the bit. The source may be
+    compacted and collected meanwhile.
+
+    Raises InvalidRequest when the source has no such teacher, or is less precise than the target says of itself;
+    StoreUnavailable when disk or service fails: what was published stays.
     """
-    _check(source, target, teacher)
+    check_teacher(source, teacher)
+    _check_precision(source, target)
     pending = source.pending()  # first: what is sealed meanwhile is found in a segment
     source.refresh()
+    others = {entry.teacher for entry in target.catalog.segments.values()}
     counts = {"copied": 0, "present": 0, "damaged": 0}
+    made: set[str] = set()
     gathered: dict[tuple[str, float], dict[bytes, Float32]] = {}
 
     def publish(group: tuple[str, float]) -> None:
         if blocks := gathered.pop(group, None):
-            target.publish([new_segment(target.new_name(), *group, blocks, mantissa_bits=target.format.mantissa_bits)])
+            new = new_segment(target.new_name(), *group, blocks, mantissa_bits=target.format.mantissa_bits)
+            target.publish([new])
+            made.add(new.entry.name)
             counts["copied"] += len(blocks)
 
     def take(group: tuple[str, float], found: dict[bytes, Float32]) -> None:
         names = [Name(key, group[1]) for key in found]
-        there = target.blocks(names)
-        counts["present"] += len(there)
+        there = target.winners(names)
+        counts["present"] += sum(segment not in made for segment, _ in there.values())
         blocks = gathered.setdefault(group, {})
         for name in names:
             if name not in there:
@@ -61,24 +69,41 @@ def copy(
         if sum(block.nbytes for block in blocks.values()) >= segment_bytes:
             publish(group)
 
-    entries = [entry for entry in source.catalog.segments.values() if teacher in (None, entry.teacher)]
-    for entry in progress(sorted(entries, key=lambda entry: (entry.order, entry.name))):
-        found = list(sound_blocks(source, entry))
-        counts["damaged"] += sum(block is None for _, block in found)
-        take((entry.teacher, entry.temperature), {key: block for key, block in found if block is not None})
+    done: set[str] = set()
+    while left := _left(source, teacher, done):
+        for entry in progress(left):
+            done.add(entry.name)
+            found = list(sound_blocks(source, entry))
+            if damaged := sum(block is None for _, block in found):
+                source.refresh()
+                if entry.name not in source.catalog.segments:
+                    break  # collected: on with the segment that its values are in now, in that one's turn
+            counts["damaged"] += damaged
+            take((entry.teacher, entry.temperature), {key: block for key, block in found if block is not None})
     for name, one in pending.items():
         if teacher in (None, one.teacher):
             take((one.teacher, name.temperature), {name.key: one.block})
     for group in list(gathered):
         publish(group)
     _copy_teachers(source, target, teacher)
+    if source.format == target.format:
+        _copy_certificates(source, target, teacher, others)
     return Copied(**counts)
 
 
-def _check(source: StoreReader, target: Publisher, teacher: str | None) -> None:
-    teachers = source.teachers()
-    if teacher is not None and teacher not in teachers:
-        raise InvalidRequest(f"store {source.place} has no teacher {teacher}; it holds {', '.join(teachers) or 'none'}")
+def teachers(store: StoreReader) -> list[str]:
+    """Ids of those of which the store has values or provenance, which may be damaged."""
+    return sorted(store.teachers().keys() | {entry.teacher for entry in store.catalog.segments.values()})
+
+
+def check_teacher(source: StoreReader, teacher: str | None) -> None:
+    """Raises InvalidRequest when a teacher is named that the source does not have."""
+    held = teachers(source)
+    if teacher is not None and teacher not in held:
+        raise InvalidRequest(f"store {source.place} has no teacher {teacher}; it holds {', '.join(held) or 'none'}")
+
+
+def _check_precision(source: StoreReader, target: Publisher) -> None:
     if source.format.mantissa_bits < target.format.mantissa_bits:
         raise InvalidRequest(
             f"store {source.place} keeps {source.format.mantissa_bits} mantissa bits and {target.place} says "
@@ -86,12 +111,21 @@ def _check(source: StoreReader, target: Publisher, teacher: str | None) -> None:
         )
 
 
+def _left(source: StoreReader, teacher: str | None, done: set[str]) -> list[SegmentEntry]:
+    """Live segments that are not done yet, in the order in which they count."""
+    live = [entry for entry in source.catalog.segments.values() if teacher in (None, entry.teacher)]
+    return sorted((entry for entry in live if entry.name not in done), key=lambda entry: (entry.order, entry.name))
+
+
 def _copy_teachers(source: StoreReader, target: Publisher, teacher: str | None) -> None:
     there = target.teachers()
     for name, provenance in source.teachers().items():
         if teacher in (None, name) and name not in there:
             target.add_teacher(TeacherInfo.model_validate(provenance))
-    known = target.certificates()
+
+
+def _copy_certificates(source: StoreReader, target: Publisher, teacher: str | None, others: set[str]) -> None:
+    """Those of teachers of which `target` had no values of its own: of other values they say nothing."""
     for certificate in source.certificates():
-        if teacher in (None, certificate.teacher) and certificate not in known:
+        if teacher in (None, certificate.teacher) and certificate.teacher not in others:
             write_certificate(target.files, certificate)
