@@ -110,7 +110,13 @@ class Publisher(StoreReader):
         """The entry with the completions that it brings: all, where it takes the place of others."""
         if segment.entry.temperature != BASE:
             return segment.entry
-        new = np.ones(segment.entry.records, bool) if gone else ~self.index.holds(segment.arrays["keys"])
+        new = np.ones(segment.entry.records, bool)
+        if not gone:
+            keys = [row.tobytes() for row in segment.arrays["keys"]]
+            view = self._view
+            for row, places in enumerate(view.index.find(keys)):
+                # A block of a further temperature has the key too, also when the base block was damaged.
+                new[row] = all(view.segments[name].temperature != BASE for name, _ in places)
         return segment.entry.model_copy(update={"sequences": int(new.sum()), "tokens": int(segment.tokens[new].sum())})
 
     def _ordered(self, entries: Sequence[SegmentEntry], gone: Mapping[str, float]) -> list[SegmentEntry]:

@@ -102,16 +102,6 @@ class Index:
                     found[which].append((names[place >> 32], place & 0xFFFFFFFF))
         return found
 
-    def holds(self, keys_N16: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        """Whether a key that begins like each is there, shape (N,)."""
-        prefixes = _prefixes(keys_N16)
-        found = np.zeros(len(prefixes), bool)
-        for run in self._state[1]:
-            at = np.searchsorted(run.prefixes, prefixes)
-            inside = at < len(run)
-            found[inside] |= run.prefixes[at[inside]] == prefixes[inside]
-        return found
-
     def save(self, path: Path) -> None:
         """Write the index as one run, in place of the file that was there."""
         names, runs = self._state
