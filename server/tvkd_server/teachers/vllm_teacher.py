@@ -185,7 +185,7 @@ class VLLMTeacher:
             answer = None
             async for output in self._engine.encode({"prompt_token_ids": token_ids}, parameters, uuid.uuid4().hex):
                 answer = output
-        except (private.EngineDeadError, private.EngineGenerateError) as error:
+        except private.VLLMServerError as error:
             raise TeacherUnavailable(f"the engine failed: {first_line(error)}", retry_after=30) from error
         if answer is None or answer.outputs is None:
             raise TeacherUnavailable("the engine ended a sequence without an answer; ask again")
