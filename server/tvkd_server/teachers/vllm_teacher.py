@@ -205,7 +205,8 @@ class VLLMTeacher:
         engine, self._engine = self._engine, None
         if engine is not None:
             with contextlib.suppress(Exception):  # a dead engine may fail to shut down; it is gone either way
-                await asyncio.to_thread(engine.shutdown)
+                # On the event loop: its own task would see the engine go meanwhile, and log that as a death.
+                engine.shutdown()
 
 
 def _architecture(checkpoint: Checkpoint) -> str:
