@@ -144,8 +144,9 @@ def load_until_it_fails(server, answered, statuses):
 
 def probe_until_the_end(server):
     """What `/readyz` answers, five times a second, until nothing answers."""
-    probes = []
+    probes, deadline = [], time.monotonic() + 60
     while server.process.poll() is None:
+        assert time.monotonic() < deadline, "the server outlives its engine"
         try:
             probes.append(httpx.get(f"{server.url}/readyz").status_code)
         except httpx.TransportError:
