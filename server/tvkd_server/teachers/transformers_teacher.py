@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tvkd_server.teachers.backbone import Question, micro_batches
 from tvkd_server.teachers.checkpoint import Checkpoint, first_line
 from tvkd_server.teachers.dtype import served_dtype
-from tvkd_server.teachers.limits import TEMPERATURES, check
+from tvkd_server.teachers.info import teacher_info
+from tvkd_server.teachers.limits import check
 from tvkd_server.teachers.teacher_pass import TeacherPass
 from tvkd_server.teachers.tokenizer import Tokenizer
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable, TVKDError
-from tvkd_shared.key import teacher_id
 from tvkd_shared.scored import Scored
 from tvkd_shared.wire import TeacherInfo, TextItem, TokenItem
 
@@ -66,7 +66,7 @@ class TransformersTeacher:
                          in float32 is two teachers, with values of their own.
         device           "auto" is the GPU if there is one
         max_batch_tokens padded tokens in one micro-batch, cached prompts counted for each completion
-        head_chunk       states whose logits exist at once: head_chunk × vocabulary × 4 bytes, about three times over
+        head_chunk       states whose logits exist at once: head_chunk × vocabulary × 4 bytes, two to three times over
         attention        transformers' attn_implementation; by default eager for models that cap attention logits
                          (sdpa would drop the cap) and transformers' own choice for all others
 
@@ -88,20 +88,14 @@ class TransformersTeacher:
         except Exception as error:
             raise InvalidRequest(f"{model} does not load as a teacher: {first_line(error)}") from error
         tokenizer = Tokenizer.load(checkpoint.directory)
-        quantization = checkpoint.config.get("quantization_config")
-        dtype_name = str(network.dtype).removeprefix("torch.")
-        info = TeacherInfo(
-            id=teacher_id(checkpoint.weights_digest(), checkpoint.config, dtype_name, quantization),
-            name=checkpoint.name,
-            dtype=dtype_name,
-            quantization=quantization and str(quantization.get("quant_method", "unnamed")),
+        info = teacher_info(
+            checkpoint,
+            tokenizer,
+            dtype=network.dtype,
             vocab_size=config.vocab_size,
             longest_sequence=longest,
-            tokenizer_digest=tokenizer.digest,
-            chat_template_digest=tokenizer.chat_template_digest,
             engine="transformers",
             engine_version=f"{transformers.__version__} (torch {torch.__version__})",
-            temperatures=TEMPERATURES,
         )
         return cls(info, tokenizer, teacher_pass, max_batch_tokens)
 

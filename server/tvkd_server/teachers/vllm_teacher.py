@@ -13,12 +13,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tvkd_server.teachers.checkpoint import Checkpoint, first_line
 from tvkd_server.teachers.dtype import served_dtype
-from tvkd_server.teachers.limits import TEMPERATURES, check
+from tvkd_server.teachers.info import teacher_info
+from tvkd_server.teachers.limits import check
 from tvkd_server.teachers.tokenizer import Tokenizer
 from tvkd_server.teachers.vllm_engine import plugin, private
 from tvkd_server.teachers.vllm_engine.arguments import refuse_what_changes_values
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
-from tvkd_shared.key import teacher_id
 from tvkd_shared.scored import Scored
 from tvkd_shared.wire import TeacherInfo, TextItem, TokenItem
 
@@ -64,7 +64,7 @@ class VLLMTeacher:
         more = engine_arguments or {}
         refuse_what_changes_values(more)
         architecture = _architecture(checkpoint)
-        digest = checkpoint.weights_digest()
+        checkpoint.weight_files()  # says clearly what is missing, before vLLM says it its own way
         sizes = {
             "gpu_memory_utilization": gpu_memory_utilization,
             "max_model_len": max_model_len,
@@ -95,21 +95,15 @@ class VLLMTeacher:
             raise InvalidRequest(f"{model} does not start under vLLM: {first_line(error)}") from error
         config = engine.vllm_config
         tokenizer = Tokenizer.load(checkpoint.directory)
-        dtype_name = str(config.model_config.dtype).removeprefix("torch.")
-        info = TeacherInfo(
-            id=teacher_id(
-                digest, checkpoint.config, dtype_name, checkpoint.config.get("quantization_config") or quantization
-            ),
-            name=checkpoint.name,
-            dtype=dtype_name,
-            quantization=config.model_config.quantization,
+        info = teacher_info(
+            checkpoint,
+            tokenizer,
+            dtype=config.model_config.dtype,
+            quantization=quantization,
             vocab_size=config.model_config.hf_text_config.vocab_size,
             longest_sequence=config.model_config.max_model_len,
-            tokenizer_digest=tokenizer.digest,
-            chat_template_digest=tokenizer.chat_template_digest,
             engine="vllm",
             engine_version=private.VERSION,
-            temperatures=TEMPERATURES,
         )
         cache = config.cache_config
         return cls(info, tokenizer, engine, cache.block_size if cache.enable_prefix_caching else 0)
@@ -191,7 +185,7 @@ class VLLMTeacher:
             answer = None
             async for output in self._engine.encode({"prompt_token_ids": token_ids}, parameters, uuid.uuid4().hex):
                 answer = output
-        except (private.EngineDeadError, private.EngineGenerateError) as error:
+        except private.VLLMServerError as error:
             raise TeacherUnavailable(f"the engine failed: {first_line(error)}", retry_after=30) from error
         if answer is None or answer.outputs is None:
             raise TeacherUnavailable("the engine ended a sequence without an answer; ask again")
@@ -211,7 +205,8 @@ class VLLMTeacher:
         engine, self._engine = self._engine, None
         if engine is not None:
             with contextlib.suppress(Exception):  # a dead engine may fail to shut down; it is gone either way
-                await asyncio.to_thread(engine.shutdown)
+                # On the event loop: its own task would see the engine go meanwhile, and log that as a death.
+                engine.shutdown()
 
 
 def _architecture(checkpoint: Checkpoint) -> str:

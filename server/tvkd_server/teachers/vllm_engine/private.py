@@ -44,13 +44,13 @@ VERSION = installed_version()
 try:
     from vllm import ModelRegistry, PoolingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.exceptions import VLLMServerError
     from vllm.model_executor.layers.pooler import PoolingParamsUpdate
     from vllm.model_executor.layers.pooler.abstract import Pooler
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.model_executor.models.interfaces_base import VllmModelForPooling
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 except ImportError as error:
     raise InvalidRequest(f"vLLM {VERSION} lacks what tvkd uses of it ({error}); install vllm{VERSIONS}") from error
 except RuntimeError as error:  # torch's own, when compiled extensions belong to another torch
@@ -65,12 +65,11 @@ __all__ = [
     "VERSION",
     "AsyncEngineArgs",
     "AsyncLLM",
-    "EngineDeadError",
-    "EngineGenerateError",
     "ModelRegistry",
     "Pooler",
     "PoolingParams",
     "PoolingParamsUpdate",
+    "VLLMServerError",
     "VllmModelForPooling",
     "base_class",
     "chunk_states",
