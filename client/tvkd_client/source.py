@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tvkd_client.http import TeacherClient
-from tvkd_shared.errors import InvalidRequest, NotCached, TeacherMismatch
+from tvkd_shared.errors import InvalidRequest, NotCached, StoreUnavailable, TeacherMismatch
 from tvkd_shared.key import completion_keys
 from tvkd_shared.scored import Scored
 from tvkd_shared.store import StoreReader
@@ -96,6 +95,11 @@ class StoreSource:
     def teacher_id(self) -> str:
         return self._open()[1]
 
+    @property
+    def reader(self) -> StoreReader:
+        """The store, as this process opened it."""
+        return self._open()[0]
+
     def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Scored]:
         """See `ValueSource`. Raises NotCached saying how many are missing."""
         reader, teacher = self._open()
@@ -117,7 +121,9 @@ class StoreSource:
         opened = self._opened.get(os.getpid())
         if opened is None:
             reader = StoreReader(self.place)
-            opened = self._opened[os.getpid()] = (reader, self._choose(list(reader.teachers())))
+            # A teacher's provenance may be damaged; its values are read all the same.
+            teachers = reader.teachers().keys() | {entry.teacher for entry in reader.catalog.segments.values()}
+            opened = self._opened[os.getpid()] = (reader, self._choose(sorted(teachers)))
         return opened
 
     def _choose(self, teachers: list[str]) -> str:
@@ -146,12 +152,20 @@ def source_of(args: "TVKDConfig") -> ValueSource:
 
 
 def teacher_of(source: ValueSource) -> TeacherInfo | None:
-    """What is known of a source's teacher; None for a source that is not ours."""
+    """What is known of a source's teacher; None for a source that is not ours.
+
+    Raises StoreUnavailable when a store has its values and no sound provenance.
+    """
     if isinstance(source, ServerSource):
         return source.client.teacher()
     if isinstance(source, StoreSource):
-        with closing(StoreReader(source.place)) as reader:
-            return TeacherInfo.model_validate(reader.teachers()[source.teacher_id])
+        known = source.reader.teachers().get(source.teacher_id)
+        if known is None:
+            raise StoreUnavailable(
+                f"what {source.place} says of teacher {source.teacher_id} is damaged or lost, its vocabulary too: "
+                "`tvkd serve` with that teacher writes it anew; other_vocabulary goes without"
+            )
+        return TeacherInfo.model_validate(known)
     return None
 
 
@@ -160,8 +174,7 @@ def check_certificate(source: ValueSource, max_value_error: float) -> None:
     if isinstance(source, ServerSource):
         found = source.client.store().certificates
     elif isinstance(source, StoreSource):
-        with closing(StoreReader(source.place)) as reader:
-            found = reader.certificates()
+        found = source.reader.certificates()
     else:
         raise InvalidRequest(f"max_value_error is set, and {type(source).__name__} has no certificates; leave it out")
     own = [certificate for certificate in found if certificate.teacher == source.teacher_id]

@@ -1,11 +1,13 @@
 import multiprocessing
 import pickle
+from contextlib import closing
 
 import numpy as np
 import pytest
 
-from tvkd_client.source import ServerSource, StoreSource, grouped
+from tvkd_client.source import ServerSource, StoreSource, check_certificate, grouped, teacher_of
 from tvkd_shared.errors import InvalidRequest, NotCached, StoreUnavailable, TeacherMismatch
+from tvkd_shared.key import completion_keys
 
 PROMPTS = [[40, 41], [42], [40, 41], [40, 41]]
 COMPLETIONS = [[43, 44], [45], [46], [43, 44]]
@@ -98,3 +100,38 @@ def test_a_store_of_two_teachers_wants_one_named(served, tmp_path):
     with pytest.raises(InvalidRequest, match=r"name one of a{32}, b{32}"):
         _ = StoreSource(tmp_path / "two").teacher_id
     assert StoreSource(tmp_path / "two", teacher_id=ids[1]).teacher_id == ids[1]
+
+
+@pytest.fixture
+def one_value(served, tmp_path):
+    """A store of one value, and its record."""
+    from tvkd_server.store import LocalStore
+
+    teacher = served[0].client.teacher()
+    (record,) = served[0].fetch(PROMPTS[:1], COMPLETIONS[:1])
+    with closing(LocalStore(tmp_path / "one")) as store:
+        store.add_teacher(teacher)
+        store.put(teacher.id, [(completion_keys(teacher.id, PROMPTS[0], COMPLETIONS[:1])[0], record)])
+    return tmp_path / "one", teacher, record
+
+
+def test_values_are_read_by_their_teacher_s_id_when_its_provenance_is_damaged(one_value):
+    place, teacher, record = one_value
+    (place / "teachers" / f"{teacher.id}.json").write_text("{}")
+    for source in (StoreSource(place, [0.7]), StoreSource(place, [0.7], teacher_id=teacher.id)):
+        assert source.teacher_id == teacher.id
+        assert bits(source.fetch(PROMPTS[:1], COMPLETIONS[:1])) == bits([record])
+        with pytest.raises(StoreUnavailable, match=rf"{teacher.id} is damaged or lost.*other_vocabulary") as told:
+            teacher_of(source)
+        assert "\n" not in str(told.value)
+
+
+def test_what_is_asked_of_a_store_s_teacher_is_read_from_the_store_that_is_open(one_value):
+    place, teacher, _ = one_value
+    source = StoreSource(place)
+    assert source.teacher_id == teacher.id
+    for kept in ("store.json", "commits", "segments", "index"):  # what an opening reads
+        (place / kept).rename(place.parent / kept)
+    assert teacher_of(source) == teacher
+    with pytest.raises(InvalidRequest, match="no certificate"):
+        check_certificate(source, 0.1)
