@@ -179,3 +179,23 @@ def test_damage_is_told_by_name_and_by_exit_code(filled, capsys, tmp_path):
     assert f"segments/{file.parts[-5]}/values" in capsys.readouterr().out
     assert main(["export", "--store", str(tmp_path / "values"), "--output", str(tmp_path / "export")]) == 1
     assert "damaged blocks were left out" in capsys.readouterr().out
+
+
+def test_a_sample_reads_no_more_of_a_data_set_than_it_needs(filled):
+    from tvkd.store.rescore import _sample
+
+    class Counting(StoreReader):
+        asked = 0
+
+        def get(self, keys, temperatures=(1.0,)):
+            self.asked += len(keys)
+            return super().get(keys, temperatures)
+
+    store = Counting(filled / "values")
+    keys = list(everything(filled / "values"))
+    questions = [([1], [number], keys[number % len(keys)]) for number in range(1000)]
+    questions += [([1], [number], bytes(16)) for number in range(1000)]
+    sample = _sample(store, list(questions), 20, seed=0)
+    assert len(sample) == 20 and all(key in keys for *_, key in sample)
+    assert store.asked <= 256
+    assert len(_sample(store, list(questions), 1000, seed=0)) == 1000

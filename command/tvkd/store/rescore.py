@@ -19,6 +19,8 @@ from tvkd_shared.store import StoreReader
 from tvkd_shared.store.certificate import Certificate, write_certificate
 
 QUANTILES = (0.5, 0.99, 1.0)
+_AT_ONCE = 256
+"""Questions of the data set that are looked up at once, whose values are in memory then."""
 
 Question = tuple[list[int], list[int], bytes]
 """Prompt, completion, and the key of its values."""
@@ -83,13 +85,16 @@ def _questions(dataset: str, tokenizer: str, split: str | None, teacher: str) ->
 def _sample(store: StoreReader, questions: list[Question], sequences: int, seed: int) -> list[Question]:
     """Questions in random order whose values are in the store, as many as were asked for."""
     random.Random(seed).shuffle(questions)  # noqa: S311 - a sample, no secret
-    stored = [one for one, record in zip(questions, store.get([key for *_, key in questions]), strict=True) if record]
-    if len(stored) < sequences:
-        raise NotCached(
-            f"{len(stored)} of the data set's {len(questions)} completions are in store {store.place}, fewer than "
-            f"--rescore {sequences}; was it filled with this data set and tokenizer?"
-        )
-    return stored[:sequences]
+    stored: list[Question] = []
+    for start in range(0, len(questions), _AT_ONCE):
+        batch = questions[start : start + _AT_ONCE]
+        stored += [one for one, record in zip(batch, store.get([key for *_, key in batch]), strict=True) if record]
+        if len(stored) >= sequences:
+            return stored[:sequences]
+    raise NotCached(
+        f"{len(stored)} of the data set's {len(questions)} completions are in store {store.place}, fewer than "
+        f"--rescore {sequences}; was it filled with this data set and tokenizer?"
+    )
 
 
 async def _errors(teacher: TransformersTeacher, store: StoreReader, sample: Iterable[Question]) -> np.ndarray:
