@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +11,18 @@ from string import Template
 from typing import Any
 
 from tvkd.store import info
-from tvkd_server.store.copying import Copied, copy, teachers
+from tvkd_server.store import open_store
+from tvkd_server.store.copying import Copied, check_teacher, copy, teachers
 from tvkd_server.store.publisher import Publisher
 from tvkd_server.store.store import make_store
-from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.errors import InvalidRequest, NoStore, StoreUnavailable, TVKDError
 from tvkd_shared.key import VALUE_DEFINITION
 from tvkd_shared.store import StoreReader
+from tvkd_shared.store.block import Damaged
 from tvkd_shared.store.catalog import SegmentEntry
+from tvkd_shared.store.files import files_at
 from tvkd_shared.store.folder import Folder
+from tvkd_shared.store.format import read_format
 
 Progress = Callable[[list[SegmentEntry]], Iterable[SegmentEntry]]
 
@@ -47,19 +52,42 @@ def export(store: StoreReader, output: str, teacher: str | None, *, segment_byte
     return done
 
 
+def take_in(source: StoreReader, store: str, teacher: str | None, *, segment_bytes: int, progress: Progress) -> Copied:
+    """Copy a teacher's values, or all, into a store, which is made with the source's precision when it is missing.
+
+    Raises as `copy` does, and StoreInUse when another process writes the folder. What is refused makes no store.
+    """
+    check_teacher(source, teacher)
+    bits = None if _is_there(store) else source.format.mantissa_bits
+    # A folder's one writer: what waits in its log was acknowledged first, and counts first.
+    target = open_store(store, mantissa_bits=bits)
+    try:
+        target.seal()
+        return copy(source, target, teacher, segment_bytes=segment_bytes, progress=progress)
+    finally:
+        target.close()
+
+
 @contextmanager
 def opened(place: str) -> Iterator[StoreReader]:
-    """A store's directory, URL or .zip file, to read. Raises InvalidRequest for a file that is no archive."""
+    """A store's directory, URL or .zip file, to read. Errors inside name the file, not where it was unpacked.
+
+    Raises InvalidRequest for a file that is no archive, or an encrypted one, StoreUnavailable when there is no room to
+    unpack it.
+    """
     if "://" in place or Path(place).is_dir() or not Path(place).exists():
         yield StoreReader(place)
         return
     with tempfile.TemporaryDirectory() as folder:
+        _unpack(place, folder)
+        root = _root(Path(folder))
         try:
-            with zipfile.ZipFile(place) as archive:
-                archive.extractall(folder)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise InvalidRequest(f"{place} is no store and no archive of one: {error}") from error
-        yield StoreReader(folder)
+            store = StoreReader(root)
+            store.place = place
+            yield store
+        except TVKDError as error:
+            error.message = error.message.replace(str(root), place)
+            raise
 
 
 def left_out(done: Copied) -> str:
@@ -89,6 +117,38 @@ def card(said: dict[str, Any], teacher: str) -> str:
         value_definition=known.get("value_definition", VALUE_DEFINITION),
         certificates="\n".join(f"- {line}" for line in certificates),
     )
+
+
+def _is_there(store: str) -> bool:
+    try:
+        read_format(files_at(store))
+    except NoStore:
+        return False
+    except Damaged:
+        pass  # it is mended when it is opened
+    return True
+
+
+def _unpack(place: str, folder: str) -> None:
+    try:
+        with zipfile.ZipFile(place) as archive:
+            archive.extractall(folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise InvalidRequest(f"{place} is no store and no archive of one: {error}") from error
+    except RuntimeError as error:
+        raise InvalidRequest(
+            f"{place} is encrypted, or packed as Python cannot unpack it; unpack it, and name the folder"
+        ) from error
+    except OSError as error:
+        raise StoreUnavailable(
+            f"{place} cannot be unpacked in {folder}: {error}; TMPDIR names a folder with more room"
+        ) from error
+
+
+def _root(folder: Path) -> Path:
+    """Where in an unpacked archive the store is: at its top, or in the one folder there."""
+    inside = [path for path in folder.iterdir() if path.name != "__MACOSX"]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
 
 def _chosen(store: StoreReader, teacher: str | None) -> str:

@@ -12,9 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from tvkd.store import archive, info
-from tvkd_server.store import open_store
 from tvkd_server.store.compact import SEGMENT_BYTES, compact
-from tvkd_server.store.copying import copy
 from tvkd_server.store.gc import GRACE_SECONDS, collect
 from tvkd_server.store.publisher import Publisher
 from tvkd_server.store.verify import verify
@@ -184,15 +182,9 @@ class Import(Action):
 
     def run(self) -> int:
         with archive.opened(self.source) as source:
-            # A folder's one writer: what waits in its log was acknowledged first, and counts first.
-            store = open_store(self.store)
-            try:
-                store.seal()
-                done = copy(
-                    source, store, self.teacher_id, segment_bytes=self.segment_bytes, progress=self.bar("Importing")
-                )
-            finally:
-                store.close()
+            done = archive.take_in(
+                source, self.store, self.teacher_id, segment_bytes=self.segment_bytes, progress=self.bar("Importing")
+            )
         self.tell(
             asdict(done), f"{done.copied} blocks imported, {done.present} were there already{archive.left_out(done)}"
         )
