@@ -16,8 +16,6 @@ from tvkd_shared.scored import Float32, Scored
 BASE = 0.0
 """The temperature that the base block is filed under; no value has it, for a temperature is positive."""
 
-DTYPE = np.dtype("<f4")
-
 
 class Damaged(Exception):
     """Stored bytes fail a check. To whoever asked for them, they are not there."""
@@ -30,8 +28,10 @@ def columns(temperature: float) -> tuple[str, ...]:
 
 def blocks(record: Scored) -> Iterator[tuple[float, Float32]]:
     """The record's base block, then one block for each further temperature, each of shape (S, columns)."""
-    action_logits_S = np.append(record.action_logits, np.float32(np.nan))
-    yield BASE, np.stack([record.values[1.0], action_logits_S, record.entropies], 1, dtype=np.float32)
+    base_SK = np.empty((record.length + 1, 3), np.float32)
+    base_SK[:, 0], base_SK[:-1, 1], base_SK[:, 2] = record.values[1.0], record.action_logits, record.entropies
+    base_SK[-1, 1] = np.nan
+    yield BASE, base_SK
     for temperature, values_S in record.values.items():
         if temperature != 1.0:
             yield temperature, values_S[:, None]

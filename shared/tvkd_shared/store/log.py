@@ -53,7 +53,11 @@ class Pending:
 def to_bytes(name: Name, pending: Pending) -> bytes:
     """The record of one block."""
     teacher = pending.teacher.encode()
-    body = _BODY.pack(name.key, name.temperature, len(teacher)) + teacher + pending.block.astype(DTYPE).tobytes()
+    body = (
+        _BODY.pack(name.key, name.temperature, len(teacher))
+        + teacher
+        + np.ascontiguousarray(pending.block, DTYPE).tobytes()
+    )
     return _HEAD.pack(MAGIC, len(body), zlib.crc32(body)) + body
 
 
