@@ -1,6 +1,6 @@
 """The store beside four simpler ones, in one run: durable writes, bytes a token, reads, opening.
 
-    python benchmarks/store.py --sequences 10000 --tokens 300
+    python benchmarks/store.py [--sequences 2000] [--tokens 300]
 
 "store"        ours: a put is on disk when it returns
 "flat file"    append and fdatasync, a dict of places, memory-mapped reads: the limit, with no check and no index
@@ -10,8 +10,8 @@
 
 A disk's speed changes from minute to minute: the designs take turns, and the median of their rounds counts. Sealing
 goes on in the background of the store's puts. Cold reads come from a reader opened anew, keys in random order; the
-operating system's page cache is warm for all. Warm ones are the same reads again. Ratios are ours over the alternative's;
-of bytes and seconds, smaller is better.
+operating system's page cache is warm for all. Warm ones are the same reads again. Ratios are ours over the
+alternative's; of bytes and seconds, smaller is better.
 Opening a flat file or a zarr array leaves out that its dict of places would have to come from somewhere.
 """
 
