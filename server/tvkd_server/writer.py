@@ -1,6 +1,7 @@
 """Group commit: records that wait are made durable together, by one fsync or one commit."""
 
 import asyncio
+import time
 from contextlib import suppress
 
 from tvkd_server.store import Store
@@ -23,12 +24,15 @@ class GroupCommit:
         self._most_bytes = most_bytes
         self._waiting: list[tuple[Records, asyncio.Future[None]]] = []
         self._bytes = 0
+        self._since = 0.0  # when the first of the waiting came
         self._full = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
     async def put(self, records: Records) -> None:
         """Return when the records are durable. Raises what the store raised, StoreUnavailable as a rule."""
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            self._since = time.monotonic()
         self._waiting.append((records, durable))
         self._bytes += sum(record.nbytes for _, record in records)
         if self._bytes >= self._most_bytes:
@@ -39,9 +43,9 @@ class GroupCommit:
 
     async def _run(self) -> None:
         while self._waiting:
-            if self._seconds:
+            if (left := self._since + self._seconds - time.monotonic()) > 0:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._full.wait(), self._seconds)
+                    await asyncio.wait_for(self._full.wait(), left)
             batch, self._waiting, self._bytes = self._waiting, [], 0
             self._full.clear()
             records = [record for records, _ in batch for record in records]
