@@ -1,41 +1,45 @@
 """Values under vLLM beside vLLM's own prompt log-probs and transformers' full logits, in one run on one machine.
 
-    python benchmarks/vllm_values.py --model DIR [--pairs 12]
+    python benchmarks/vllm_values.py [--model DIR] [--pairs 12] [--lengths 256 1024 4096]
 
 Without --model it is a random one of 32,000 words.
 
-body only        transformers without an LM head, each sequence whole: what any such way must pay
-full logits      transformers: logsumexp of every sequence's logits, in micro-batches
-prompt_logprobs  vLLM's OpenAI server, /v1/completions, at 1 and 20: normalised, no value can be had from them
 ours             `tvkd serve --engine vllm`, /v1/potentials, cache: skip; V_1, entropy, action logit of each state
+prompt_logprobs  vLLM's OpenAI server, /v1/completions, at 1 and 20: normalised, no value can be had from them
+full logits      transformers: logsumexp of every sequence's logits, in micro-batches
+body only        transformers without an LM head, each sequence whole: what any such way must pay
 
-Tokens are counted as if nothing were shared: prompt and completion of each sequence. Bytes are those of the answers'
-bodies a token of the completions. Memory is the sum of the peaks of the way's processes while it answers, weights and
-what it uses of its key-value cache included. All ways of vLLM run with the same batch budget, and without compilation.
+The first table is speed. Tokens are counted as if nothing were shared: prompt and completion of each sequence. Bytes
+are those of the answers' bodies a token of the completions. The best of three rounds counts, in vLLM's
+ways after one that warms up; these run with the same batch budget, and without compilation.
+
+The second table is memory along the length of the completions, two of them after one short prompt: the sum over the
+way's processes of their peaks while they answer, less what rests before, which is weights, libraries, and in vLLM's
+ways the whole key-value cache. What they hold above it are logits and answers.
 """
 
 import argparse
-import multiprocessing
 import os
-import re
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
-import httpx
-from teacher_pass import measure, pairs
+from teacher_pass import alone, one_pair, pairs
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from vllm_servers import CACHE_GIB, Server, logprob_bodies, openai, ours, ours_bodies
 
 from tvkd_server.teachers.backbone import Question
 
-BUDGET, LONGEST = 1024, 2048
+Bodies = Callable[[list[Question]], list[dict[str, Any]]]
+BY_VLLM: dict[str, tuple[Callable[[Path, int], AbstractContextManager[Server]], Bodies]] = {
+    "ours": (ours, ours_bodies),
+    "prompt_logprobs 1": (openai, lambda questions: logprob_bodies(questions, 1)),
+    "prompt_logprobs 20": (openai, lambda questions: logprob_bodies(questions, 20)),
+}
+BY_TRANSFORMERS = ("full logits", "body only")
 
 
 def random_model(directory: Path, words: int = 32_000) -> Path:
@@ -44,7 +48,7 @@ def random_model(directory: Path, words: int = 32_000) -> Path:
 
     config = LlamaConfig(
         vocab_size=words, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=LONGEST,
+        num_key_value_heads=2, max_position_embeddings=8192,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer = Tokenizer(models.WordLevel({f"w{index}": index for index in range(words)}, unk_token="w0"))
@@ -52,127 +56,60 @@ def random_model(directory: Path, words: int = 32_000) -> Path:
     return directory
 
 
-@contextmanager
-def running(command: list[str], ready: str) -> Iterator[tuple[str, int]]:
-    """A server on a free port: its URL and process id, once it is ready."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
-    }  # fmt: skip
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log, env=environment)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            while True:
-                if process.poll() is not None:
-                    log.seek(0)
-                    raise SystemExit(f"{command[0]} ended:\n{log.read().decode()[-3000:]}")
-                try:
-                    if httpx.get(url + ready).status_code == 200:
-                        break
-                except httpx.TransportError:
-                    pass
-                time.sleep(0.5)
-            yield url, process.pid
-        finally:
-            process.terminate()
-            process.wait(60)
+def speeds(questions: list[Question], options: Namespace) -> None:
+    states = sum(len(one) for question in questions for one in question.completions)
+    tokens = states + sum(len(question.prompt) * len(question.completions) for question in questions)
+    print(f"\n{len(questions)} pairs, {tokens:,} tokens")
+    print(f"{'':20}{'tokens/s':>10}{'bytes/token':>13}{'whole peak MB':>15}{'ours is':>10}")
+    base = 0.0
+    for way, (start, bodies) in BY_VLLM.items():
+        with start(options.model, options.longest) as server:
+            server.warm_up(bodies(questions))
+            seconds, size, peak = min(server.ask_all(bodies(questions)) for _ in range(options.repeats))
+        base = base or seconds
+        row(way, tokens / seconds, f"{size / states:.0f}", peak, seconds / base)
+    for way in BY_TRANSFORMERS:
+        if found := alone(way, None, options):
+            speed, resting, above = found
+            row(way, speed, "-", resting + above, tokens / speed / base)
 
 
-def family(root: int) -> list[int]:
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
-    parents = {int(pid): int(parent) for pid, parent in map(str.split, listed.splitlines())}
-    found = [root]
-    for process in found:
-        found += [pid for pid, parent in parents.items() if parent == process]
-    return found
+def row(way: str, speed: float, bytes_a_token: str, peak: float, ratio: float) -> None:
+    print(f"{way:20}{speed:10.0f}{bytes_a_token:>13}{peak:15.0f}{ratio:9.2f}x", flush=True)
 
 
-def peak(processes: list[int]) -> float:
-    """Sum of the peaks in megabytes; a process that has ended counts nothing."""
-    texts = [Path(f"/proc/{pid}/status") for pid in processes]
-    return sum(int(re.search(r"VmHWM:\s+(\d+)", text.read_text())[1]) for text in texts if text.exists()) * 1024 / 1e6
-
-
-def ask_all(url: str, process: int, bodies: list[dict]) -> tuple[float, int, float]:
-    """Seconds and bytes of all answers, asked at once, and the peak of memory; after one that warms up."""
-    with httpx.Client(base_url=url, timeout=None, limits=httpx.Limits(max_connections=None)) as client:
-
-        def ask(body: dict) -> int:
-            path = "/v1/potentials" if "items" in body else "/v1/completions"
-            return len(client.post(path, json=body).raise_for_status().content)
-
-        ask(bodies[0])
-        processes = family(process)
-        for pid in processes:
-            Path(f"/proc/{pid}/clear_refs").write_text("5")
-        started = time.perf_counter()
-        with ThreadPoolExecutor(len(bodies)) as pool:
-            sizes = list(pool.map(ask, bodies))
-        return time.perf_counter() - started, sum(sizes), peak(processes)
-
-
-def ours(model: Path, questions: list[Question]) -> tuple[float, int, float]:
-    command = [sys.executable, "-m", "tvkd.cli", "serve", "--engine", "vllm", "--model", str(model)]
-    command += ["--max-num-batched-tokens", str(BUDGET), "--max-model-len", str(LONGEST), "--dtype", "float32"]
-    command += ["--engine-args", '{"enforce_eager": true}']
-    bodies = [
-        {"items": [{"prompt_token_ids": one.prompt, "completions": one.completions}], "entropy": True, "cache": "skip"}
-        for one in questions
-    ]
-    with tempfile.TemporaryDirectory() as store, running([*command, "--store", f"{store}/values"], "/readyz") as server:
-        return ask_all(*server, bodies)
-
-
-def prompt_logprobs(model: Path, questions: list[Question]) -> Iterator[tuple[float, int, float]]:
-    """vLLM's own server, at k = 1 and k = 20."""
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    command += ["--max-num-batched-tokens", str(BUDGET), "--max-model-len", str(LONGEST)]
-    command += ["--dtype", "float32", "--enforce-eager", "--served-model-name", "m", "--max-logprobs", "20"]
-    with running(command, "/health") as server:
-        for k in (1, 20):
-            yield ask_all(
-                *server,
-                [
-                    {"model": "m", "prompt": question.prompt + one, "max_tokens": 1, "prompt_logprobs": k}
-                    for question in questions
-                    for one in question.completions
-                ],
-            )
+def growth(vocabulary: int, options: Namespace) -> None:
+    print("\nMB above the resting memory, one prompt of 16 tokens with two completions of so many tokens each")
+    weights = sum(file.stat().st_size for file in options.model.glob("*.safetensors")) / 1e6
+    print(f"At rest, weights are {weights:.0f} MB, and vLLM's key-value cache is {CACHE_GIB * 2**30 / 1e6:.0f} MB")
+    print(f"{'':20}{'resting':>10}" + "".join(f"{length:>10,}" for length in options.lengths))
+    for way, (start, bodies) in BY_VLLM.items():
+        with start(options.model, options.longest) as server:
+            server.warm_up(bodies(one_pair(16, vocabulary)))
+            peaks = [server.ask_all(bodies(one_pair(length, vocabulary)))[2] for length in options.lengths]
+        numbers = [server.resting, *(peak - server.resting for peak in peaks)]
+        print(f"{way:20}" + "".join(f"{number:10.0f}" for number in numbers), flush=True)
+    for way in BY_TRANSFORMERS:
+        found = [alone(way, length, options) for length in options.lengths]
+        resting = f"{found[0][1]:10.0f}" if found[0] else f"{'oom':>10}"
+        print(f"{way:20}{resting}" + "".join(f"{one[2]:10.0f}" if one else f"{'oom':>10}" for one in found), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096])
+    parser.set_defaults(max_batch_tokens=4096, repeats=3, threads=os.cpu_count(), dtype="float32", device="cpu")
     options = parser.parse_args()
+    options.longest = max(512, *options.lengths) + 64
     with tempfile.TemporaryDirectory() as folder:
-        model = options.model or random_model(Path(folder))
-        vocabulary = AutoConfig.from_pretrained(model).get_text_config().vocab_size
-        questions = pairs(options.pairs, vocabulary)
-        states = sum(len(one) for question in questions for one in question.completions)
-        tokens = states + sum(2 * len(question.prompt) for question in questions)
-        name = model.name if options.model else "random"
-        print(f"{name}: {vocabulary:,} words, {len(questions)} pairs, {tokens:,} tokens")
-        print(f"{'':20}{'tokens/s':>10}{'bytes/token':>13}{'peak MB':>10}{'ours is':>10}")
-        ways: dict[str, tuple[float, int, float]] = {}
-        ways["ours"] = ours(model, questions)
-        for k, seen in zip((1, 20), prompt_logprobs(model, questions), strict=True):
-            ways[f"prompt_logprobs {k}"] = seen
-        by_transformers = SimpleNamespace(
-            model=model, pairs=options.pairs, max_batch_tokens=4096, repeats=1, threads=os.cpu_count(), dtype="float32",
-            device="cpu",
-        )  # fmt: skip
-        for way in ("full logits", "body only"):
-            run: Callable[..., tuple[float, float]] = measure
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                speed, memory = process.submit(run, way, by_transformers).result()
-            ways[way] = (tokens / speed, 0, memory)
-        for way, (seconds, size, memory) in ways.items():
-            ratio = seconds / ways["ours"][0]
-            bytes_a_token = f"{size / states:.0f}" if size else "-"
-            print(f"{way:20}{tokens / seconds:10.0f}{bytes_a_token:>13}{memory:10.0f}{ratio:9.2f}x", flush=True)
+        name = options.model.name if options.model else "random"
+        options.model = options.model or random_model(Path(folder))
+        vocabulary = AutoConfig.from_pretrained(options.model).get_text_config().vocab_size
+        print(f"{name}, {vocabulary:,} words; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+        speeds(pairs(options.pairs, vocabulary), options)
+        growth(vocabulary, options)
 
 
 if __name__ == "__main__":
