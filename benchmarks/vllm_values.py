@@ -9,9 +9,9 @@ prompt_logprobs  vLLM's OpenAI server, /v1/completions, at 1 and 20: normalised,
 full logits      transformers: logsumexp of every sequence's logits, in micro-batches
 body only        transformers without an LM head, each sequence whole: what any such way must pay
 
-The first table is speed. Tokens are counted as if nothing were shared: prompt and completion of each sequence. Bytes
-are those of the answers' bodies a token of the completions. The best of three rounds counts, in vLLM's
-ways after one that warms up; these run with the same batch budget, and without compilation.
+The first table is speed, the best of three rounds, in vLLM's ways after one that warms up. Tokens are counted as if
+nothing were shared: prompt and completion of each sequence. Bytes are those of the answers' bodies a token of the
+completions. All ways have every core; vLLM's run with the same batch budget, and without compilation.
 
 The second table is memory along the length of the completions, two of them after one short prompt: the sum over the
 way's processes of their peaks while they answer, less what rests before, which is weights, libraries, and in vLLM's
