@@ -18,7 +18,11 @@ import obstore
 from stored_records import key_of, record_of
 
 from tvkd_server.store import publisher
+from tvkd_server.store.compact import compact
+from tvkd_server.store.copying import copy
+from tvkd_server.store.gc import collect
 from tvkd_server.store.shared import SharedStore
+from tvkd_shared.store import StoreReader
 
 publisher.CHECKPOINT_EVERY = 4  # so that kills meet it
 
@@ -61,6 +65,13 @@ def write(place: str, acknowledged: int, task: dict[str, Any]) -> None:
                 killed_at(task["request"], task["when"])
             store.put("teacher", [(key_of(n), record_of(n, further(n), task["variant"])) for n in batch])
             os.write(acknowledged, (json.dumps(batch) + "\n").encode())
+        if task.get("step") == "tidying":
+            killed_at(task["request"], task["when"])
+            compact(store)
+            collect(store, grace_seconds=0.0)
+        if task.get("step") == "importing":
+            killed_at(task["request"], task["when"])
+            copy(StoreReader(task["source"]), store, segment_bytes=1000)
 
 
 def run(place: str, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import pytest
 from shared_writers import further, writers
 from stored_records import bits, key_of, record_of
 
+from tvkd_server.store import LocalStore
 from tvkd_server.store.shared import SharedStore
 from tvkd_shared.store import StoreReader
 
@@ -64,6 +65,29 @@ def test_a_writer_killed_at_any_request_loses_nothing_acknowledged_and_tears_not
             # Killed before it made a store, there is none to read. Later, writers reopen it too.
             witness.check(SharedStore if step == "opening" or request % 5 == 0 else StoreReader)
     assert len(witness.acknowledged) > len(REQUESTS)
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("step, requests", [("tidying", range(1, 60, 5)), ("importing", range(1, 11))])
+def test_a_compaction_or_import_killed_at_a_request_loses_and_changes_nothing(place, tmp_path, step, requests):
+    witness, whens = Witness(place), itertools.cycle(["before", "after"])
+    with writers(place) as at_once:
+        for request, when in zip(requests, whens, strict=False):
+            first = 4 * request
+            imported = [first + 2, first + 10_000]  # of one temperature: a kill may part those of several
+            with closing(LocalStore(tmp_path / str(request))) as source:
+                source.put("teacher", [(key_of(n), record_of(n, further(n), 0)) for n in imported])
+            killed = {"step": step, "request": request, "when": when, "variant": 0, "batches": [[first], [first + 1]]}
+            killed["source"] = str(source.place)
+            whole = killed | {"request": 10**6, "batches": []}
+            for task, code in ((killed, -signal.SIGKILL), (whole, 0)):
+                [ended] = at_once(task)
+                assert ended["code"] == code, (request, ended)
+                own = imported if step == "importing" else []
+                witness.tried(task | {"batches": [*task["batches"], own]}, ended)
+                witness.check()
+            if step == "importing":
+                assert set(imported) <= witness.said.keys()
 
 
 @pytest.mark.crash
