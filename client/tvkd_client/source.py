@@ -121,9 +121,7 @@ class StoreSource:
         opened = self._opened.get(os.getpid())
         if opened is None:
             reader = StoreReader(self.place)
-            # A teacher's provenance may be damaged; its values are read all the same.
-            teachers = reader.teachers().keys() | {entry.teacher for entry in reader.catalog.segments.values()}
-            opened = self._opened[os.getpid()] = (reader, self._choose(sorted(teachers)))
+            opened = self._opened[os.getpid()] = (reader, self._choose(reader.teacher_ids()))
         return opened
 
     def _choose(self, teachers: list[str]) -> str:

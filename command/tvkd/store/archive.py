@@ -12,7 +12,7 @@ from typing import Any
 
 from tvkd.store import info
 from tvkd_server.store import open_store
-from tvkd_server.store.copying import Copied, check_teacher, copy, teachers
+from tvkd_server.store.copying import Copied, check_teacher, copy
 from tvkd_server.store.publisher import Publisher
 from tvkd_server.store.store import make_store
 from tvkd_shared.errors import InvalidRequest, NoStore, StoreUnavailable, TVKDError
@@ -154,7 +154,7 @@ def _root(folder: Path) -> Path:
 def _chosen(store: StoreReader, teacher: str | None) -> str:
     if teacher is not None:
         return teacher
-    held = teachers(store)
+    held = store.teacher_ids()
     if len(held) != 1:
         raise InvalidRequest(f"store {store.place} holds {len(held)} teachers; name one: {', '.join(held)}")
     return held[0]

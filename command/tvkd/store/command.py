@@ -2,6 +2,7 @@
 
 import json
 import sys
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -38,9 +39,9 @@ class Action(BaseSettings):
 
     name: ClassVar[str]
 
+    @abstractmethod
     def run(self) -> int:
         """Do it. Returns the exit code. Raises the errors of `tvkd_shared.errors`."""
-        raise NotImplementedError
 
     def tell(self, result: Any, line: str) -> None:
         """Print the result, one way or the other."""

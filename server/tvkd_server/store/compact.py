@@ -51,6 +51,7 @@ def compact(
     """
     done = Compacted()
     store.refresh()
+    store.heal()
     for inputs in progress(plan(store.catalog.segments.values(), segment_bytes)):
         done += _merge(store, inputs)
     if done.segments_before:

@@ -91,14 +91,9 @@ def copy(
     return Copied(**counts)
 
 
-def teachers(store: StoreReader) -> list[str]:
-    """Ids of those of which the store has values or provenance, which may be damaged."""
-    return sorted(store.teachers().keys() | {entry.teacher for entry in store.catalog.segments.values()})
-
-
 def check_teacher(source: StoreReader, teacher: str | None) -> None:
     """Raises InvalidRequest when a teacher is named that the source does not have."""
-    held = teachers(source)
+    held = source.teacher_ids()
     if teacher is not None and teacher not in held:
         raise InvalidRequest(f"store {source.place} has no teacher {teacher}; it holds {', '.join(held) or 'none'}")
 

@@ -24,10 +24,7 @@ class Log:
 
     def append(self, record_bytes: bytes) -> None:
         """Write whole records."""
-        if self._file is None:
-            self._start()
-        file = self._file
-        assert file is not None  # noqa: S101 - for the type checker
+        file = self._start() if self._file is None else self._file
         try:
             view = memoryview(record_bytes)
             while view:
@@ -57,7 +54,7 @@ class Log:
     def close(self) -> None:
         self.rotate()
 
-    def _start(self) -> None:
+    def _start(self) -> int:
         name = new_log_name(after=self._name)
         path = self._folder.root / name
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
@@ -69,3 +66,4 @@ class Log:
                 path.unlink()
             raise
         self._file, self._name, self._size = file, name, 0
+        return file

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -112,7 +113,7 @@ def _segment(store: StoreReader, entry: SegmentEntry) -> list[Problem]:
     check("offsets", segment.offsets)
     check("values", lambda: _finite(segment))
     for name in METADATA:
-        check(name, lambda name=name: store.files.read(f"{folder}/{name}"))  # type: ignore[misc]
+        check(name, partial(store.files.read, f"{folder}/{name}"))
     if not problems:
         check("", lambda: _metadata(store, entry))
     return problems

@@ -60,7 +60,7 @@ class Index:
     def copy(self) -> "Index":
         """The index as it is now, to find in while this one goes on. Costs nothing: arrays are shared."""
         other = Index()
-        other._state, other.names = self._state, self.names
+        other._state, other.names = self._state, set(self.names)
         return other
 
     def add(self, name: str, keys_N16: npt.NDArray[np.uint8]) -> None:
@@ -72,7 +72,7 @@ class Index:
         while len(runs) > 1 and 2 * len(runs[-1]) >= len(runs[-2]):
             runs[-2:] = [_merged(runs[-2:])]
         names.append(name)  # runs that are in use know nothing of it
-        self.names = self.names | {name}
+        self.names.add(name)
         self._state = names, tuple(runs)
 
     def drop(self, gone: Iterable[str]) -> None:

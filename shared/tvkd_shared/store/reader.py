@@ -138,6 +138,10 @@ class StoreReader:
                 self._damaged(f"{TEACHERS}/{name}", damage)
         return found
 
+    def teacher_ids(self) -> list[str]:
+        """Those of which there are values in segments, or provenance, which may be damaged."""
+        return sorted(self.teachers().keys() | {entry.teacher for entry in self._view.segments.values()})
+
     def certificates(self) -> list[Certificate]:
         """What `tvkd store verify --rescore` found, the newest last."""
         return certificates(self.files, self._damaged)
