@@ -4,7 +4,8 @@ import pytest
 
 from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.store import document
-from tvkd_shared.store.catalog import CHECKPOINTS, COMMITS, Catalog, Commit, SegmentEntry, numbered
+from tvkd_shared.store.catalog import CHECKPOINTS, COMMITS, Catalog, Commit, numbered
+from tvkd_shared.store.entry import SegmentEntry
 from tvkd_shared.store.folder import Folder
 from tvkd_shared.store.log import LogReader
 

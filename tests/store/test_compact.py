@@ -14,7 +14,7 @@ from tvkd_server.store.gc import collect
 from tvkd_server.store.publisher import Publisher
 from tvkd_server.store.segment import new_segment
 from tvkd_shared.store import StoreReader
-from tvkd_shared.store.catalog import SegmentEntry
+from tvkd_shared.store.entry import SegmentEntry
 
 KEYS = [key_of(n) for n in range(60)]
 RIGHT = [bits(record_of(n, (0.5,))) for n in range(60)]

@@ -110,3 +110,14 @@ def test_a_segment_that_nobody_committed_to_is_not_relied_on_when_another_commit
     assert [bits(one) for one in StoreReader(tmp_path).get([key_of(n) for n in (1, 2, 5)])] == [
         bits(record_of(n)) for n in (1, 2, 5)
     ]
+
+
+def test_a_compaction_commits_to_what_a_damaged_commit_named_before_it_merges_it(tmp_path):
+    """Else what it made would count after every value that comes later."""
+    LocalStore(tmp_path).close()
+    with closing(Publisher(tmp_path)) as other, closing(Publisher(tmp_path)) as store:
+        other.publish([segment(other, [5]), segment(other, [6])])
+        flip(tmp_path / "commits" / "000000000001.json", 40)
+        compact(store)
+        assert {entry.order for entry in store.catalog.segments.values()} == {2}
+    assert read(StoreReader(tmp_path)) == FIRST

@@ -19,7 +19,7 @@ from tvkd_shared.errors import InvalidRequest, NoStore, StoreUnavailable, TVKDEr
 from tvkd_shared.key import VALUE_DEFINITION
 from tvkd_shared.store import StoreReader
 from tvkd_shared.store.block import Damaged
-from tvkd_shared.store.catalog import SegmentEntry
+from tvkd_shared.store.entry import SegmentEntry
 from tvkd_shared.store.files import files_at
 from tvkd_shared.store.folder import Folder
 from tvkd_shared.store.format import read_format

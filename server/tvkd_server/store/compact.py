@@ -8,7 +8,7 @@ from tvkd_server.store.segment import new_segment
 from tvkd_shared.scored import Float32
 from tvkd_shared.store.block import Damaged
 from tvkd_shared.store.cache import ChunkCache
-from tvkd_shared.store.catalog import SegmentEntry
+from tvkd_shared.store.entry import SegmentEntry
 from tvkd_shared.store.log import Name
 from tvkd_shared.store.reader import StoreReader
 from tvkd_shared.store.segment import Segment

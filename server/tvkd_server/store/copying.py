@@ -9,8 +9,8 @@ from tvkd_server.store.segment import new_segment
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.scored import Float32
 from tvkd_shared.store.block import rounded
-from tvkd_shared.store.catalog import SegmentEntry
 from tvkd_shared.store.certificate import write_certificate
+from tvkd_shared.store.entry import SegmentEntry
 from tvkd_shared.store.log import Name
 from tvkd_shared.store.reader import StoreReader
 from tvkd_shared.wire import TeacherInfo

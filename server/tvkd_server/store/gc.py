@@ -5,7 +5,8 @@ import time
 from dataclasses import dataclass
 
 from tvkd_server.store.publisher import Publisher
-from tvkd_shared.store.catalog import CHECKPOINTS, COMMITS, SEGMENTS
+from tvkd_shared.store.catalog import CHECKPOINTS, COMMITS
+from tvkd_shared.store.entry import SEGMENTS
 from tvkd_shared.store.files import File
 
 GRACE_SECONDS = 24 * 3600.0

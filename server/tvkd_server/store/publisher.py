@@ -16,7 +16,8 @@ from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.scored import Float32
 from tvkd_shared.store import document
 from tvkd_shared.store.block import BASE
-from tvkd_shared.store.catalog import COMMITS, SEGMENTS, Commit, SegmentEntry, numbered
+from tvkd_shared.store.catalog import COMMITS, Commit, numbered
+from tvkd_shared.store.entry import SEGMENTS, SegmentEntry
 from tvkd_shared.store.log import Name, Pending
 from tvkd_shared.store.reader import TEACHERS, StoreReader
 from tvkd_shared.store.segment import Segment

@@ -16,7 +16,7 @@ from tvkd_shared.key import KEY_BYTES
 from tvkd_shared.scored import Float32
 from tvkd_shared.store.block import Damaged
 from tvkd_shared.store.cache import ChunkCache
-from tvkd_shared.store.catalog import SEGMENTS, SegmentEntry
+from tvkd_shared.store.entry import SEGMENTS, SegmentEntry
 from tvkd_shared.store.segment import ARRAYS, BY_COLUMN, Segment, attributes, metadata_crc32
 from tvkd_shared.store.shard import CHUNK_ROWS
 

@@ -11,8 +11,9 @@ import numpy as np
 from tvkd_shared.store import document
 from tvkd_shared.store.block import BASE, Damaged
 from tvkd_shared.store.cache import ChunkCache
-from tvkd_shared.store.catalog import CHECKPOINTS, COMMITS, SEGMENTS, SegmentEntry
+from tvkd_shared.store.catalog import CHECKPOINTS, COMMITS
 from tvkd_shared.store.certificate import CERTIFICATES
+from tvkd_shared.store.entry import SEGMENTS, SegmentEntry
 from tvkd_shared.store.format import STORE_FILE
 from tvkd_shared.store.index import Index
 from tvkd_shared.store.log import LogReader

@@ -6,6 +6,7 @@ block        the rows under one key and one temperature
 log          durable records not yet in a segment
 segment      an immutable Zarr group of blocks; shard: one of its arrays
 turn         a lock for a request that others wait for
+entry        what a commit says of a segment
 catalog      the commits: which segments are live
 index        key → segment and row
 certificate  how far a sample of the values was off

@@ -17,10 +17,7 @@ from obstore.store import from_url
 from platformdirs import user_cache_path
 
 from tvkd_shared.errors import InvalidRequest, NoStore, StoreUnavailable
-from tvkd_shared.store.files import File
-
-AT_ONCE = 16
-"""Requests that one write or removal has under way."""
+from tvkd_shared.store.files import AT_ONCE, File
 
 REQUEST_SECONDS = 20.0
 """How long one request may take; the library sends what is large in several."""

@@ -12,43 +12,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tvkd_shared.store import document
 from tvkd_shared.store.block import Damaged
-from tvkd_shared.store.files import Files, file_numbers
+from tvkd_shared.store.entry import LAST_ORDER, SEGMENTS, SegmentEntry
+from tvkd_shared.store.files import AT_ONCE, Files, file_numbers
 from tvkd_shared.store.format import FORMAT_NAME, FORMAT_VERSION, check_version
+from tvkd_shared.store.segment import entry_of
 
-COMMITS, CHECKPOINTS, SEGMENTS = "commits", "checkpoints", "segments"
-LAST_ORDER = 2**53
-"""Order of a segment that is found with no commit that names it: after all others."""
-_AT_ONCE = 16
+COMMITS, CHECKPOINTS = "commits", "checkpoints"
 _MANY = 512
 """Commits since that a checkpoint may spare."""
-
-
-class SegmentEntry(BaseModel):
-    """What a commit says of one segment.
-
-    name            its folder under `segments/`
-    teacher         whose values it holds
-    temperature     of its blocks; BASE for base blocks
-    records, states its blocks and their rows
-    bytes           of all its files
-    metadata_crc32  CRC-32 over its `zarr.json` files; see `segment.metadata_crc32`
-    order           number of the commit that published it, or the first of its parts; of two blocks of a key the one
-                    with the lower order counts
-    sequences, tokens   completions that were not in the store before, and their tokens; 0 for further temperatures
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    teacher: str
-    temperature: float
-    records: int
-    states: int
-    bytes: int
-    metadata_crc32: int
-    order: int = LAST_ORDER
-    sequences: int = 0
-    tokens: int = 0
 
 
 class Commit(BaseModel):
@@ -111,7 +82,7 @@ class Catalog:
         if not numbers:
             return {}
         expected = range(self.number + 1, numbers[-1] + 1)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
             read = list(pool.map(self._commit, expected) if self._files.remote else map(self._commit, expected))
         if FileNotFoundError in read and self._load_checkpoint():
             return self._since()  # they were collected meanwhile
@@ -187,8 +158,6 @@ class Catalog:
         self._missed = False
 
     def _described(self, name: str) -> SegmentEntry | None:
-        from tvkd_shared.store.segment import entry_of  # noqa: PLC0415
-
         try:
             return entry_of(self._files, name)
         except (Damaged, FileNotFoundError):

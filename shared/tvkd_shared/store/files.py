@@ -12,6 +12,8 @@ from typing import Protocol
 from tvkd_shared.errors import InvalidRequest
 
 SCHEMES = ("s3", "gs", "az")
+AT_ONCE = 16
+"""Requests that one call has under way at object storage."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ from tvkd_shared.scored import Float32, Scored
 from tvkd_shared.store import document
 from tvkd_shared.store.block import BASE, Damaged, record
 from tvkd_shared.store.cache import ChunkCache
-from tvkd_shared.store.catalog import Catalog, SegmentEntry
+from tvkd_shared.store.catalog import Catalog
 from tvkd_shared.store.certificate import Certificate, certificates
-from tvkd_shared.store.files import files_at
+from tvkd_shared.store.entry import SegmentEntry
+from tvkd_shared.store.files import AT_ONCE, files_at
 from tvkd_shared.store.format import Format, read_format
 from tvkd_shared.store.index import Index
 from tvkd_shared.store.log import LogReader, Name, Pending
@@ -29,7 +30,6 @@ from tvkd_shared.store.view import Gone, View
 CACHE_BYTES = 128 << 20
 OPEN_SEGMENTS = 1024
 TEACHERS = "teachers"
-_AT_ONCE = 16
 
 One = TypeVar("One")
 Answer = TypeVar("Answer")
@@ -230,7 +230,7 @@ class StoreReader:
         """What `read` gives for each name; several at once where each waits for a service."""
         if not self.files.remote or len(names) < 2:
             return map(read, names)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
             return list(pool.map(read, names))
 
     def save_index(self, grown: float = 1.0) -> None:

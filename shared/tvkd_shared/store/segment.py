@@ -23,7 +23,7 @@ from tvkd_shared.scored import Float32
 from tvkd_shared.store import document
 from tvkd_shared.store.block import BASE, Damaged, check, columns
 from tvkd_shared.store.cache import ChunkCache
-from tvkd_shared.store.catalog import SEGMENTS, SegmentEntry
+from tvkd_shared.store.entry import SEGMENTS, SegmentEntry
 from tvkd_shared.store.files import Files
 from tvkd_shared.store.format import FORMAT_NAME, FORMAT_VERSION, Format, check_version
 from tvkd_shared.store.shard import Shard

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tvkd_shared.scored import Float32
 from tvkd_shared.store.block import Damaged
-from tvkd_shared.store.catalog import SegmentEntry
+from tvkd_shared.store.entry import SegmentEntry
 from tvkd_shared.store.index import Index
 from tvkd_shared.store.log import Name
 from tvkd_shared.store.segment import Segment
