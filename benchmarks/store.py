@@ -27,7 +27,7 @@ import numpy as np
 from store_alternatives import FlatFile, Lmdb, Records, Sqlite, ZarrAppend
 
 from tvkd_server.store import LocalStore
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.store import StoreReader
 
 
@@ -48,14 +48,14 @@ class Ours:
         return StoreReader(self.path).get
 
 
-def random_records(count: int, tokens: int) -> list[tuple[bytes, Scored]]:
+def random_records(count: int, tokens: int) -> list[tuple[bytes, Record]]:
     """Values that wander as a teacher's do: float32 noise in the low bits, neighbours alike in the high ones."""
     random = np.random.default_rng(0)
 
-    def one(T: int) -> Scored:
+    def one(T: int) -> Record:
         value_1 = (20 + np.cumsum(random.normal(0, 0.5, T + 1))).astype(np.float32)
         action_logits = (value_1[:-1] - random.exponential(0.7, T)).astype(np.float32)
-        return Scored({1.0: value_1}, action_logits, random.exponential(1.0, T + 1).astype(np.float32))
+        return Record.of({1.0: value_1}, action_logits, random.exponential(1.0, T + 1).astype(np.float32))
 
     lengths = random.integers(max(1, tokens // 3), 2 * tokens - tokens // 3, count)
     return [(random.bytes(16), one(int(T))) for T in lengths]

@@ -10,17 +10,17 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.store.block import BASE, blocks, record
 
-Records = Sequence[tuple[bytes, Scored]]
+Records = Sequence[tuple[bytes, Record]]
 
 
-def base_rows(scored: Scored) -> np.ndarray:
+def base_rows(scored: Record) -> np.ndarray:
     return dict(blocks(scored))[BASE]
 
 
-def from_rows(rows: bytes) -> Scored:
+def from_rows(rows: bytes) -> Record:
     return record(np.frombuffer(rows, np.float32).reshape(-1, 3), {})
 
 
@@ -75,7 +75,7 @@ class Lmdb:
         self.environment.close()  # a process may open it once
         self.environment = environment = lmdb.open(str(self.path), map_size=1 << 36, readonly=True)
 
-        def get(keys: Sequence[bytes]) -> list[Scored]:
+        def get(keys: Sequence[bytes]) -> list[Record]:
             with environment.begin() as transaction:
                 return [from_rows(transaction.get(key)) for key in keys]
 
@@ -111,7 +111,7 @@ class Sqlite:
     def open(self) -> Callable:
         connection = self._connect()
 
-        def get(keys: Sequence[bytes]) -> list[Scored]:
+        def get(keys: Sequence[bytes]) -> list[Record]:
             return [
                 from_rows(connection.execute("SELECT rows FROM record WHERE key = ?", (key,)).fetchone()[0])
                 for key in keys

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tvkd_server.teachers.transformers_teacher import TransformersTeacher
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.value import entropy, value
 
 VOCABULARY = 503
@@ -106,10 +106,10 @@ def tokens(count: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(0, VOCABULARY, count).tolist()
 
 
-def ask(teacher: TransformersTeacher, *questions: tuple[Any, ...]) -> list[list[Scored]]:
+def ask(teacher: TransformersTeacher, *questions: tuple[Any, ...]) -> list[list[Record]]:
     """Answers to (prompt, completions, temperatures) asked all at once."""
 
-    async def together() -> list[list[Scored]]:
+    async def together() -> list[list[Record]]:
         return await asyncio.gather(*(teacher.score(*question) for question in questions))
 
     return asyncio.run(together())

@@ -22,7 +22,7 @@ from tvkd_shared.errors import (
     WrongAnswer,
 )
 from tvkd_shared.key import VALUE_DEFINITION, completion_keys
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.wire import (
     CompletionAnswer,
     PotentialsAnswer,
@@ -132,7 +132,7 @@ class TeacherClient:
         *,
         temperatures: Sequence[float] = (1.0,),
         cache: Literal["use", "only", "skip"] = "use",
-    ) -> list[list[Scored]]:
+    ) -> list[list[Record]]:
         """Record of each completion of each item, at every temperature asked for and at 1.0.
 
         Raises the errors of `tvkd_shared.errors`: those that the server answers, TeacherUnavailable when it cannot be
@@ -142,7 +142,7 @@ class TeacherClient:
 
         with self._call() as left:
 
-            def ask(batch: tuple[int, list[TokenItem]]) -> list[list[Scored]]:
+            def ask(batch: tuple[int, list[TokenItem]]) -> list[list[Record]]:
                 first, part = batch
                 rows = self._potentials(first, part, asked, left, cache=cache, return_="values")
                 return [
@@ -228,7 +228,7 @@ class TeacherClient:
             if answer.length != len(completion):
                 raise self._wrong(i, j, f"length {answer.length} came; it has {len(completion)} tokens")
 
-    def _scored(self, answer: CompletionAnswer, temperatures: list[float], i: int, j: int) -> Scored:
+    def _scored(self, answer: CompletionAnswer, temperatures: list[float], i: int, j: int) -> Record:
         try:
             return answer.scored(temperatures)
         except ValueError as error:

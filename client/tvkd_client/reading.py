@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.shaping import Aggregate, Potential, Terminal, aggregate, potential, shaping
 from tvkd_shared.value import Float64
 
@@ -33,11 +33,11 @@ class Reading:
         """Temperatures that a source must send for this reading. 1.0 is in every record; entropy needs no other."""
         return (1.0,) if self.potential == "entropy" else tuple(sorted({1.0, self.temperature}))
 
-    def of(self, scored: Scored, *, kept: int, end: int | None) -> float:
+    def of(self, scored: Record, *, kept: int, end: int | None) -> float:
         """S of the completion's first `kept` tokens, float64. Raises as `psi` does."""
         return aggregate(self.psi(scored, kept=kept, end=end), self.aggregate)
 
-    def psi(self, scored: Scored, *, kept: int, end: int | None) -> Float64:
+    def psi(self, scored: Record, *, kept: int, end: int | None) -> Float64:
         """ψ of each of the completion's first `kept` tokens, float64 [kept].
 
         `kept` is what the student's `max_length` left of the completion's T tokens, so states s_0 … s_kept are read.

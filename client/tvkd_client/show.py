@@ -15,7 +15,7 @@ from tvkd_client.preference_tokens import check_vocabulary, load_tokenizer, toke
 from tvkd_client.reading import Ending, Reading, declared_eos
 from tvkd_client.source import ServerSource, StoreSource
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.settings import FlagOverVariables, exit_code, from_command_line
 from tvkd_shared.shaping import Potential, Terminal
 
@@ -87,7 +87,7 @@ def show(settings: ShowSettings) -> int:
 
 
 def shaped(
-    completion: Sequence[int], record: Scored, reading: Reading, ending: Ending, tokenizer: PreTrainedTokenizerBase
+    completion: Sequence[int], record: Record, reading: Reading, ending: Ending, tokenizer: PreTrainedTokenizerBase
 ) -> Shaped:
     """ψ of each token of a completion, from its record, and the tokens as text."""
     psi_T = reading.psi(record, kept=len(completion), end=ending.of(completion))

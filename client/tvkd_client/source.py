@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tvkd_client.http import TeacherClient
 from tvkd_shared.errors import InvalidRequest, NotCached, StoreUnavailable, TeacherMismatch
 from tvkd_shared.key import completion_keys
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.store import StoreReader
 from tvkd_shared.wire import TeacherInfo, TokenItem
 
@@ -26,7 +26,7 @@ class ValueSource(Protocol):
     @property
     def teacher_id(self) -> str: ...
 
-    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Scored]:
+    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Record]:
         """Record of each completion after the prompt of the same index, at the source's temperatures and at 1.0.
 
         Raises the errors of `tvkd_shared.errors`; a value is there or an error is, nothing is filled in.
@@ -55,7 +55,7 @@ class ServerSource:
         """The teacher that was named, or else the one that the server has."""
         return self.client.teacher_id or self.client.teacher().id
 
-    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Scored]:
+    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Record]:
         """See `ValueSource`."""
         items, places = grouped(prompts, completions)
         if not items:
@@ -100,7 +100,7 @@ class StoreSource:
         """The store, as this process opened it."""
         return self._open()[0]
 
-    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Scored]:
+    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Record]:
         """See `ValueSource`. Raises NotCached saying how many are missing."""
         reader, teacher = self._open()
         pairs = zip(prompts, completions, strict=True)

@@ -14,7 +14,7 @@ from tvkd_server.teachers.teacher import Teacher
 from tvkd_server.writer import GroupCommit
 from tvkd_shared.errors import NotCached, PayloadTooLarge, StoreUnavailable, TeacherMismatch, TVKDError
 from tvkd_shared.key import completion_keys
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.wire import (
     CompletionAnswer,
     ItemAnswer,
@@ -124,7 +124,7 @@ class Service:
 
     async def _through_store(
         self, work: list[_Work], request: PotentialsRequest
-    ) -> tuple[dict[bytes, Scored], set[bytes]]:
+    ) -> tuple[dict[bytes, Record], set[bytes]]:
         """Records of every key, and the keys that the teacher scored for this request."""
         keys = list(dict.fromkeys(key for item in work for key in item.keys))
         records = await self._look_up(keys, request.temperatures)
@@ -184,7 +184,7 @@ class Service:
 
     async def _skip_store(
         self, work: list[_Work], temperatures: Sequence[float]
-    ) -> tuple[dict[bytes, Scored], set[bytes]]:
+    ) -> tuple[dict[bytes, Record], set[bytes]]:
         once = [dict(zip(item.keys, item.tokens.completions, strict=True)) for item in work]
         with self.admission.hold(sum(item.cost(set(item.keys)) for item in work)):
             scored = await asyncio.gather(
@@ -199,13 +199,13 @@ class Service:
 
     async def _score(
         self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperatures: Sequence[float]
-    ) -> list[Scored]:
+    ) -> list[Record]:
         with self.metrics.teacher_seconds.time():
             scored = await self.teacher.score(prompt, completions, temperatures)
         self.metrics.teacher_tokens.inc(len(prompt) + sum(map(len, completions)))
         return scored
 
-    async def _look_up(self, keys: list[bytes], temperatures: Sequence[float]) -> dict[bytes, Scored]:
+    async def _look_up(self, keys: list[bytes], temperatures: Sequence[float]) -> dict[bytes, Record]:
         """Records that the store holds with every asked temperature."""
         with self.metrics.store_seconds.labels("get").time():
             found = await asyncio.to_thread(self.store.get, keys, temperatures)
@@ -238,7 +238,7 @@ class Service:
 
 
 def _answer(
-    request: PotentialsRequest, key: bytes, record: Scored, *, cached: bool, tokens: list[int] | None
+    request: PotentialsRequest, key: bytes, record: Record, *, cached: bool, tokens: list[int] | None
 ) -> CompletionAnswer:
     answer = CompletionAnswer(key=key.hex(), cached=cached, length=record.length, tokens=tokens)
     if request.return_ == "values":

@@ -5,9 +5,9 @@ import time
 from contextlib import suppress
 
 from tvkd_server.store import Store
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 
-Records = list[tuple[bytes, Scored]]
+Records = list[tuple[bytes, Record]]
 
 
 class GroupCommit:

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from tvkd_shared.key import KEY_BYTES, VALUE_DEFINITION
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.store.certificate import Certificate
 
 MAX_TEMPERATURES = 8
@@ -91,7 +91,7 @@ class CompletionAnswer(BaseModel):
     entropies: list[float] | None = Field(None, description="H(s_0) … H(s_T), when asked for")
     tokens: list[int] | None = Field(None, description="the completion's token ids, for text items only")
 
-    def scored(self, temperatures: list[float]) -> Scored:
+    def scored(self, temperatures: list[float]) -> Record:
         """The answer as a record. Entropies that were not asked for are not there to be read: they raise.
 
         Raises ValueError when a length, a count or a number is not as it must be.
@@ -99,7 +99,7 @@ class CompletionAnswer(BaseModel):
         if self.values is None or self.action_logits is None or self.entropies is None:
             raise ValueError("the answer carries no values; ask with entropy: true and return: values")
         rows = [np.asarray(row, np.float32) for row in self.values]
-        record = Scored(
+        record = Record.of(
             dict(zip(temperatures, rows, strict=True)),
             np.asarray(self.action_logits, np.float32),
             np.asarray(self.entropies, np.float32),

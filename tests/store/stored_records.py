@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tvkd_shared.scored import Float32, Scored
+from tvkd_shared.record import Float32, Record
 
 TEACHER = "teacher"
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -19,7 +19,7 @@ def key_of(number: int) -> bytes:
     return hashlib.blake2b(number.to_bytes(8, "little"), digest_size=16).digest()
 
 
-def record_of(number: int, temperatures: tuple[float, ...] = (), variant: int = 0) -> Scored:
+def record_of(number: int, temperatures: tuple[float, ...] = (), variant: int = 0) -> Record:
     """The record stored under `key_of(number)`; another variant has other numbers and the same length."""
     T = 1 + number * 7 % 40
     random = np.random.default_rng([number, variant])
@@ -30,10 +30,10 @@ def record_of(number: int, temperatures: tuple[float, ...] = (), variant: int = 
 
     action_logits, entropies, value_1 = row(T), row(T + 1), row(T + 1)
     further = {tau: row(T + 1) + np.float32(tau) for tau in sorted(temperatures)}
-    return Scored({1.0: value_1} | further, action_logits, entropies)
+    return Record.of({1.0: value_1} | further, action_logits, entropies)
 
 
-def bits(record: Scored | None) -> dict[object, bytes] | None:
+def bits(record: Record | None) -> dict[object, bytes] | None:
     """Every number of a record, to the bit; None for a miss."""
     if record is None:
         return None
@@ -41,7 +41,7 @@ def bits(record: Scored | None) -> dict[object, bytes] | None:
     return {name: row.tobytes() for name, row in rows.items()}
 
 
-def numbered(numbers: Iterable[int], temperatures: tuple[float, ...] = ()) -> list[tuple[bytes, Scored]]:
+def numbered(numbers: Iterable[int], temperatures: tuple[float, ...] = ()) -> list[tuple[bytes, Record]]:
     """What `put` takes, for these numbers."""
     return [(key_of(number), record_of(number, temperatures)) for number in numbers]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stored_records import TEACHER, bits, key_of, numbered, record_of
 
 from tvkd_server.store import LocalStore
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.store import StoreReader
 from tvkd_shared.wire import TeacherInfo
 
@@ -27,10 +27,10 @@ def test_every_float32_comes_back_to_the_bit_from_the_log_and_from_a_segment(sto
     def put(numbers):
         row = np.array([*numbers, -0.0, 1e-45], np.float32)
         key = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
-        records[key] = Scored({1.0: row, 2.0: -row}, row[1:], row[::-1].copy())
+        records[key] = Record.of({1.0: row, 2.0: -row}, row[1:], row[::-1].copy())
         store.put(TEACHER, [(key, records[key])])
 
-    records: dict[bytes, Scored] = {}
+    records: dict[bytes, Record] = {}
     put()
     for _ in range(2):
         found = store.get(list(records), [2.0])
@@ -76,7 +76,7 @@ def test_a_key_asked_twice_comes_twice_and_the_order_is_the_callers(store):
 
 def test_a_record_longer_than_a_chunk_and_many_records_read_back(store):
     rows = np.random.default_rng(0).normal(size=(3, 10_001)).astype(np.float32)
-    long = Scored({1.0: rows[0]}, rows[1, 1:], rows[2])
+    long = Record.of({1.0: rows[0]}, rows[1, 1:], rows[2])
     many = numbered(range(5000))
     store.put(TEACHER, [(b"long" * 4, long), *many])
     store.seal()
@@ -103,7 +103,7 @@ def test_a_key_of_another_length_or_a_temperature_that_is_none_is_refused(store)
         with pytest.raises(ValueError, match="positive"):
             store.get([key_of(1)], [temperature])
         with pytest.raises(ValueError, match="positive"):
-            store.put(TEACHER, [(key_of(1), Scored({1.0: row, temperature: row}, row[1:], row))])
+            store.put(TEACHER, [(key_of(1), Record.of({1.0: row, temperature: row}, row[1:], row))])
 
 
 def test_a_sealed_block_is_in_a_segment_and_in_memory_and_log_no_more(store):

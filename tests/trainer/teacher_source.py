@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.value import entropy, value
 
 
@@ -19,7 +19,7 @@ class TeacherSource:
         self.directory = directory
         self.temperatures = temperatures
         self.asked = 0
-        self._kept: dict[tuple[tuple[int, ...], tuple[int, ...]], Scored] = {}
+        self._kept: dict[tuple[tuple[int, ...], tuple[int, ...]], Record] = {}
         self._load()
 
     def _load(self) -> None:
@@ -34,24 +34,24 @@ class TeacherSource:
         self.__dict__.update(state)
         self._load()
 
-    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Scored]:
+    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Record]:
         self.asked += len(prompts)
         return [
             self._first(tuple(prompt), tuple(completion))
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
 
-    def _first(self, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Scored:
+    def _first(self, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Record:
         """The first answer stays the answer, as a store's does: another thread count changes the last bit."""
         if (prompt, completion) not in self._kept:
             self._kept[prompt, completion] = self._scored(prompt, completion)
         return self._kept[prompt, completion]
 
     @torch.no_grad()
-    def _scored(self, prompt: Sequence[int], completion: Sequence[int]) -> Scored:
+    def _scored(self, prompt: Sequence[int], completion: Sequence[int]) -> Record:
         logits = self._model(torch.tensor([[*prompt, *completion]])).logits[0]
         logits_SV = logits[len(prompt) - 1 :].numpy()
-        return Scored(
+        return Record.of(
             {tau: value(logits_SV, tau).astype(np.float32) for tau in self.temperatures},
             logits_SV[np.arange(len(completion)), completion],
             entropy(logits_SV).astype(np.float32),

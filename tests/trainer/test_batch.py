@@ -14,7 +14,7 @@ from teacher_source import TeacherSource
 from tvkd_client import ServerSource, TeacherClient
 from tvkd_client.collator import SHAPING
 from tvkd_shared.errors import InvalidRequest, TeacherMismatch, TeacherUnavailable, WrongAnswer
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 
 CHATS = [
     {
@@ -29,7 +29,7 @@ CHATS = [
 class OneTooMany(TeacherSource):
     """Answers for a completion with one more token: well-formed records of another sequence."""
 
-    def fetch(self, prompts, completions) -> list[Scored]:
+    def fetch(self, prompts, completions) -> list[Record]:
         return super().fetch(prompts, [[*completion, 9] for completion in completions])
 
 
@@ -38,13 +38,13 @@ class AfterTheReference(TeacherSource):
 
     passed = threading.Event()
 
-    def fetch(self, prompts, completions) -> list[Scored]:
+    def fetch(self, prompts, completions) -> list[Record]:
         assert self.passed.wait(10)
         return super().fetch(prompts, completions)
 
 
 class OneMissing(TeacherSource):
-    def fetch(self, prompts, completions) -> list[Scored]:
+    def fetch(self, prompts, completions) -> list[Record]:
         return super().fetch(prompts, completions)[:-1]
 
 

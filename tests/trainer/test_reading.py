@@ -7,20 +7,20 @@ from hypothesis import strategies as st
 
 from tvkd_client.reading import Ending, Reading, declared_eos, end_of_sequence
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 
 EOS, NEWLINE, WORD = 2, 7, 50
 numbers = st.floats(-50, 50, width=32)
 
 
 @st.composite
-def records(draw, least: int = 1) -> Scored:
+def records(draw, least: int = 1) -> Record:
     length = draw(st.integers(least, 12))
 
     def row(size: int) -> np.ndarray:
         return np.array(draw(st.lists(numbers, min_size=size, max_size=size)), np.float32)
 
-    return Scored({1.0: row(length + 1), 2.0: row(length + 1)}, row(length), row(length + 1))
+    return Record.of({1.0: row(length + 1), 2.0: row(length + 1)}, row(length), row(length + 1))
 
 
 def is_blank(token: int) -> bool:
@@ -53,7 +53,7 @@ def test_mean_is_the_sum_over_the_kept_tokens(record):
 @given(records(least=2), st.data())
 def test_a_cut_record_reads_as_the_record_of_the_cut_completion(record, data):
     kept = data.draw(st.integers(1, record.length - 1))
-    cut = Scored(
+    cut = Record.of(
         {tau: row[: kept + 1] for tau, row in record.values.items()},
         record.action_logits[:kept],
         record.entropies[: kept + 1],
@@ -122,7 +122,7 @@ def test_without_a_generation_config_the_model_s_own_counts(tmp_path):
 
 
 def test_nothing_kept_is_refused_not_zero():
-    record = Scored({1.0: np.zeros(3, np.float32)}, np.zeros(2, np.float32), np.zeros(3, np.float32))
+    record = Record.of({1.0: np.zeros(3, np.float32)}, np.zeros(2, np.float32), np.zeros(3, np.float32))
     for kept in (0, 3):
         with pytest.raises(InvalidRequest, match=f"{kept} of a completion's 2 tokens"):
             Reading().of(record, kept=kept, end=None)

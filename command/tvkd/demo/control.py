@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from tvkd_client.source import ValueSource
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class ShuffledSource:
     def teacher_id(self) -> str:
         return self.source.teacher_id
 
-    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Scored]:
+    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Record]:
         """Record of each completion's partner. Raises KeyError for a completion that has none."""
         asked = zip(prompts, completions, strict=True)
         others = [self._answered_by[tuple(prompt), tuple(completion)] for prompt, completion in asked]

@@ -7,7 +7,7 @@ import numpy as np
 
 from tvkd_client.reading import Reading
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.value import Float64, log_prob
 
 READINGS = {
@@ -33,7 +33,7 @@ class Judgement:
 
 _ROUNDING = 1e-4  # nats; values are float32, and one state's differ so little between two micro-batches
 
-Records = Sequence[tuple[Scored, Scored]]
+Records = Sequence[tuple[Record, Record]]
 """Of each pair the records of chosen and rejected."""
 
 
@@ -74,5 +74,5 @@ def judge(margins_N: Float64, records: Records) -> Judgement:
     return Judgement(float((margins_N > 0).mean()), correlation, float(margins_N.std()))
 
 
-def _margins(records: Records, score: Callable[[Scored], float]) -> Float64:
+def _margins(records: Records, score: Callable[[Record], float]) -> Float64:
     return np.array([score(chosen) - score(rejected) for chosen, rejected in records], np.float64)

@@ -14,7 +14,7 @@ from tvkd_server.teachers.checkpoint import Checkpoint
 from tvkd_server.teachers.transformers_teacher import TransformersTeacher
 from tvkd_shared.errors import InvalidRequest, NotCached, TeacherMismatch
 from tvkd_shared.key import completion_keys, teacher_id
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.store import StoreReader
 from tvkd_shared.store.certificate import Certificate, write_certificate
 
@@ -111,5 +111,5 @@ async def _errors(teacher: TransformersTeacher, store: StoreReader, sample: Iter
     return np.concatenate(errors)
 
 
-def _numbers(record: Scored) -> np.ndarray:
+def _numbers(record: Record) -> np.ndarray:
     return np.concatenate([record.values[1.0], record.action_logits, record.entropies], dtype=np.float64)

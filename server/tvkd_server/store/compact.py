@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tvkd_server.store.publisher import Publisher
 from tvkd_server.store.segment import new_segment
-from tvkd_shared.scored import Float32
+from tvkd_shared.record import Float32
 from tvkd_shared.store.block import Damaged
 from tvkd_shared.store.cache import ChunkCache
 from tvkd_shared.store.entry import SegmentEntry

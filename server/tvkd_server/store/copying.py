@@ -7,7 +7,7 @@ from tvkd_server.store.compact import sound_blocks
 from tvkd_server.store.publisher import Publisher
 from tvkd_server.store.segment import new_segment
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.scored import Float32
+from tvkd_shared.record import Float32
 from tvkd_shared.store.block import rounded
 from tvkd_shared.store.certificate import write_certificate
 from tvkd_shared.store.entry import SegmentEntry

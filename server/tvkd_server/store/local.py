@@ -9,7 +9,7 @@ from tvkd_server.store.lock import Lock
 from tvkd_server.store.log import Log
 from tvkd_server.store.store import Store
 from tvkd_shared.errors import StoreUnavailable
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.store.folder import Folder, disk_faults
 from tvkd_shared.store.log import LogReader, Name, Pending, to_bytes
 
@@ -50,7 +50,7 @@ class LocalStore(Store):
         self._sealer = threading.Thread(target=self._seal_in_background, name="tvkd-sealer", daemon=True)
         self._sealer.start()
 
-    def put(self, teacher: str, records: Sequence[tuple[bytes, Scored]]) -> None:
+    def put(self, teacher: str, records: Sequence[tuple[bytes, Record]]) -> None:
         rows = self.rows(teacher, records)
         self.heal()
         with self._writing, disk_faults(self.place, "written"):

@@ -13,7 +13,7 @@ import numpy as np
 
 from tvkd_server.store.segment import NewSegment, new_segment
 from tvkd_shared.errors import StoreUnavailable
-from tvkd_shared.scored import Float32
+from tvkd_shared.record import Float32
 from tvkd_shared.store import document
 from tvkd_shared.store.block import BASE
 from tvkd_shared.store.catalog import COMMITS, Commit, numbered

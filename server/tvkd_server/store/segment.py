@@ -13,7 +13,7 @@ from zarr.storage import MemoryStore
 
 from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.key import KEY_BYTES
-from tvkd_shared.scored import Float32
+from tvkd_shared.record import Float32
 from tvkd_shared.store.block import Damaged
 from tvkd_shared.store.cache import ChunkCache
 from tvkd_shared.store.entry import SEGMENTS, SegmentEntry

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tvkd_server.store.store import Store
 from tvkd_shared.errors import StoreUnavailable
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.store.files import Files, files_at
 
 
@@ -20,7 +20,7 @@ class SharedStore(Store):
         _check_conditional_writes(files_at(place))
         super().__init__(place, mantissa_bits)
 
-    def put(self, teacher: str, records: Sequence[tuple[bytes, Scored]]) -> None:
+    def put(self, teacher: str, records: Sequence[tuple[bytes, Record]]) -> None:
         rows = self.rows(teacher, records)
         self.heal()
         stored = self.blocks(list(rows))

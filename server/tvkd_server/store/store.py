@@ -8,7 +8,7 @@ from pathlib import Path
 from tvkd_server.store.publisher import Publisher
 from tvkd_shared.errors import InvalidRequest, NoStore
 from tvkd_shared.key import KEY_BYTES
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.store.block import Damaged, blocks, rounded
 from tvkd_shared.store.files import Files, files_at
 from tvkd_shared.store.format import STORE_FILE, Format, read_format
@@ -27,14 +27,14 @@ class Store(Publisher, ABC):
         super().__init__(place)
 
     @abstractmethod
-    def put(self, teacher: str, records: Sequence[tuple[bytes, Scored]]) -> None:
+    def put(self, teacher: str, records: Sequence[tuple[bytes, Record]]) -> None:
         """Keeps the blocks of a teacher that are not here yet; what is here stays. Returns when they are durable.
 
         Raises ValueError when a key has not 16 bytes or a temperature is not a positive finite number, StoreUnavailable
         when disk or service fails: then it is not known which of them are kept.
         """
 
-    def rows(self, teacher: str, records: Sequence[tuple[bytes, Scored]]) -> dict[Name, Pending]:
+    def rows(self, teacher: str, records: Sequence[tuple[bytes, Record]]) -> dict[Name, Pending]:
         """The records' blocks, as the store keeps their numbers. Raises ValueError as `put` does."""
         check_temperatures({temperature for _, record in records for temperature in record.values})
         if wrong := [key for key, _ in records if len(key) != KEY_BYTES]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.wire import TeacherInfo, TextItem, TokenItem
 
 
@@ -15,10 +15,10 @@ class Teacher(Protocol):
         prompt_token_ids: Sequence[int],
         completions: Sequence[Sequence[int]],
         temperatures: Sequence[float],
-    ) -> list[Scored]:
+    ) -> list[Record]:
         """Values of each completion after one prompt, in order.
 
-        `Scored.values` holds temperature 1.0 and every asked one. Calls made at the same time share passes; one that
+        `Record.values` holds temperature 1.0 and every asked one. Calls made at the same time share passes; one that
         is cancelled or fails leaves its neighbours alone.
         Raises InvalidRequest (see `limits.check`) or TeacherUnavailable.
         """

@@ -11,11 +11,11 @@ from torch import Tensor
 from tvkd_server.teachers.backbone import Backbone, Question, Row
 from tvkd_server.teachers.head import Head, reduce
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
-from tvkd_shared.scored import Float32, Scored
+from tvkd_shared.record import Float32, Record
 
 logger = logging.getLogger(__name__)
 
-Answer = list[Scored] | TeacherUnavailable
+Answer = list[Record] | TeacherUnavailable
 """The records of one question's completions, or why there are none."""
 
 
@@ -110,7 +110,7 @@ def _answer(question: Question, blocks: Sequence[Float32], temperatures: Sequenc
     """Records from each completion's columns V_τ …, H, q, shape (T + 1, K + 2)."""
     try:
         return [
-            Scored(
+            Record.of(
                 values={tau: block_SK[:, temperatures.index(tau)].copy() for tau in question.temperatures},
                 action_logits=block_SK[:-1, -1].copy(),
                 entropies=block_SK[:, -2].copy(),

@@ -19,7 +19,7 @@ from tvkd_server.teachers.limits import check
 from tvkd_server.teachers.teacher_pass import TeacherPass
 from tvkd_server.teachers.tokenizer import Tokenizer
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable, TVKDError
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.wire import TeacherInfo, TextItem, TokenItem
 
 NO_LONGEST = 2**20
@@ -29,7 +29,7 @@ NO_LONGEST = 2**20
 @dataclass(slots=True, eq=False)
 class _Call:
     question: Question
-    answer: asyncio.Future[list[Scored]]
+    answer: asyncio.Future[list[Record]]
 
 
 class TransformersTeacher:
@@ -104,7 +104,7 @@ class TransformersTeacher:
         prompt_token_ids: Sequence[int],
         completions: Sequence[Sequence[int]],
         temperatures: Sequence[float],
-    ) -> list[Scored]:
+    ) -> list[Record]:
         """Values of each completion after one prompt, in order; see `Teacher.score`."""
         check(self.info, prompt_token_ids, completions, temperatures)
         if self._closed:

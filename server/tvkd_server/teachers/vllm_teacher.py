@@ -19,7 +19,7 @@ from tvkd_server.teachers.tokenizer import Tokenizer
 from tvkd_server.teachers.vllm_engine import plugin, private
 from tvkd_server.teachers.vllm_engine.arguments import refuse_what_changes_values
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
-from tvkd_shared.scored import Scored
+from tvkd_shared.record import Record
 from tvkd_shared.wire import TeacherInfo, TextItem, TokenItem
 
 _CPU_CACHE_GIB = "4"
@@ -113,7 +113,7 @@ class VLLMTeacher:
         prompt_token_ids: Sequence[int],
         completions: Sequence[Sequence[int]],
         temperatures: Sequence[float],
-    ) -> list[Scored]:
+    ) -> list[Record]:
         """Values of each completion after one prompt, in order; see `Teacher.score`.
 
         The first completion goes ahead, and those that can read the prompt from the prefix cache follow.
@@ -156,7 +156,7 @@ class VLLMTeacher:
 
     async def _sequence(
         self, prompt: list[int], completion: list[int], temperatures: list[float], *, read_prefix_cache: bool
-    ) -> Scored:
+    ) -> Record:
         """One completion's record, from rows that were seen to be complete and in order.
 
         What others left in the cache may reach into the completion; it is then read again, past the cache.
@@ -172,7 +172,7 @@ class VLLMTeacher:
                 f"the engine returned {len(table_SK)} states of {len(expected_S)}, or in another order; ask again"
             )
         try:
-            return Scored(
+            return Record.of(
                 values={tau: table_SK[:, 1 + index].copy() for index, tau in enumerate(temperatures)},
                 action_logits=table_SK[:-1, -1].copy(),
                 entropies=table_SK[:, -2].copy(),

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from tvkd_shared.scored import Float32, Scored
+from tvkd_shared.record import Float32, Record
 
 BASE = 0.0
 """The temperature that the base block is filed under; no value has it, for a temperature is positive."""
@@ -26,7 +26,7 @@ def columns(temperature: float) -> tuple[str, ...]:
     return ("value_1", "action_logit", "entropy") if temperature == BASE else ("value",)
 
 
-def blocks(record: Scored) -> Iterator[tuple[float, Float32]]:
+def blocks(record: Record) -> Iterator[tuple[float, Float32]]:
     """The record's base block, then one block for each further temperature, each of shape (S, columns)."""
     base_SK = np.empty((record.length + 1, 3), np.float32)
     base_SK[:, 0], base_SK[:-1, 1], base_SK[:, 2] = record.values[1.0], record.action_logits, record.entropies
@@ -37,11 +37,11 @@ def blocks(record: Scored) -> Iterator[tuple[float, Float32]]:
             yield temperature, values_S[:, None]
 
 
-def record(base_SK: Float32, further: Mapping[float, Float32]) -> Scored:
+def record(base_SK: Float32, further: Mapping[float, Float32]) -> Record:
     """The record that `blocks` was given, in arrays of its own. Blocks are checked ones; see `check`."""
     value_1_S, action_logits_S, entropies_S = (column.copy() for column in base_SK.T)
     values = {1.0: value_1_S} | {temperature: block[:, 0].copy() for temperature, block in further.items()}
-    return Scored(values, action_logits_S[:-1], entropies_S)
+    return Record.of(values, action_logits_S[:-1], entropies_S)
 
 
 def check(block_SK: Float32, temperature: float) -> Float32:

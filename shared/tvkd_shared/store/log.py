@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tvkd_shared.key import KEY_BYTES
-from tvkd_shared.scored import Float32
+from tvkd_shared.record import Float32
 from tvkd_shared.store.block import Damaged, check, columns
 from tvkd_shared.store.files import Files
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tvkd_shared.scored import Float32, Scored
+from tvkd_shared.record import Float32, Record
 from tvkd_shared.store import document
 from tvkd_shared.store.block import BASE, Damaged, record
 from tvkd_shared.store.cache import ChunkCache
@@ -83,7 +83,7 @@ class StoreReader:
         if self.files.remote:  # a folder's index is its writer's to keep
             self.save_index(grown=1.25)
 
-    def get(self, keys: Sequence[bytes], temperatures: Sequence[float] = (1.0,)) -> list[Scored | None]:
+    def get(self, keys: Sequence[bytes], temperatures: Sequence[float] = (1.0,)) -> list[Record | None]:
         """The record of each key, None where it is missing.
 
         A record's `values` hold temperature 1.0 and those of the asked ones that are stored. Raises ValueError when a
@@ -267,7 +267,7 @@ class StoreReader:
             return True
 
 
-def _record(key: bytes, asked: list[float], found: dict[Name, Float32]) -> Scored | None:
+def _record(key: bytes, asked: list[float], found: dict[Name, Float32]) -> Record | None:
     base = found.get(Name(key, BASE))
     if base is None:
         return None

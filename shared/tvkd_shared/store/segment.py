@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from tvkd_shared.key import KEY_BYTES
-from tvkd_shared.scored import Float32
+from tvkd_shared.record import Float32
 from tvkd_shared.store import document
 from tvkd_shared.store.block import BASE, Damaged, check, columns
 from tvkd_shared.store.cache import ChunkCache

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from tvkd_shared.scored import Float32
+from tvkd_shared.record import Float32
 from tvkd_shared.store.block import Damaged
 from tvkd_shared.store.entry import SegmentEntry
 from tvkd_shared.store.index import Index
