@@ -14,7 +14,7 @@ from tvkd_server.metrics import Metrics
 from tvkd_server.readiness import Readiness
 from tvkd_server.service import Service
 from tvkd_server.settings import ServeSettings
-from tvkd_server.store import open_store
+from tvkd_shared.store import open_store
 from tvkd_server.teachers.teacher import Teacher
 from tvkd_server.writer import GroupCommit
 
@@ -38,7 +38,7 @@ def create_app(
             commit = GroupCommit(
                 store,
                 teacher.info.id,
-                seconds=settings.publish_seconds if store.files.remote else 0.0,
+                seconds=settings.publish_seconds if store.remote else 0.0,
                 most_bytes=settings.seal_bytes,
             )
             return Service(

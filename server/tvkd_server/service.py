@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from tvkd_server.admission import Admission
 from tvkd_server.flights import Claim, Flights
 from tvkd_server.metrics import Metrics
-from tvkd_server.store import Store
+from tvkd_shared.store import Store
 from tvkd_server.teachers.limits import check
 from tvkd_server.teachers.teacher import Teacher
 from tvkd_server.writer import GroupCommit
 from tvkd_shared.errors import NotCached, PayloadTooLarge, StoreUnavailable, TeacherMismatch, TVKDError
 from tvkd_shared.key import completion_keys
-from tvkd_shared.record import Record
+from tvkd_shared.record import Record, column_names
 from tvkd_shared.wire import (
     CompletionAnswer,
     ItemAnswer,
@@ -69,7 +69,7 @@ class Service:
         self._preparing = ThreadPoolExecutor(2, "prepare")
         metrics.queued_tokens.set_function(lambda: self.admission.queued)
         metrics.corrupt.set_function(lambda: store.corrupt)
-        store.add_teacher(teacher.info)
+        store.add_teacher(teacher.info.id, teacher.info.model_dump(mode="json"))
 
     async def potentials(self, request: PotentialsRequest) -> PotentialsAnswer:
         """Answer a request. Raises the errors of `tvkd_shared.errors`; what was computed before one is stored."""
@@ -208,12 +208,8 @@ class Service:
     async def _look_up(self, keys: list[bytes], temperatures: Sequence[float]) -> dict[bytes, Record]:
         """Records that the store holds with every asked temperature."""
         with self.metrics.store_seconds.labels("get").time():
-            found = await asyncio.to_thread(self.store.get, keys, temperatures)
-        return {
-            key: record
-            for key, record in zip(keys, found, strict=True)
-            if record is not None and all(temperature in record.values for temperature in temperatures)
-        }
+            found = await asyncio.to_thread(self.store.get, keys, column_names(temperatures))
+        return {key: record for key, record in zip(keys, found, strict=True) if record is not None}
 
     async def store_info(self) -> StoreInfo:
         counts = await asyncio.to_thread(self.store.counts)

@@ -4,7 +4,7 @@ import asyncio
 import time
 from contextlib import suppress
 
-from tvkd_server.store import Store
+from tvkd_shared.store import Store
 from tvkd_shared.record import Record
 
 Records = list[tuple[bytes, Record]]
