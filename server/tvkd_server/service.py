@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from tvkd_server.admission import Admission
 from tvkd_server.flights import Claim, Flights
 from tvkd_server.metrics import Metrics
-from tvkd_shared.store import Store
 from tvkd_server.teachers.limits import check
 from tvkd_server.teachers.teacher import Teacher
 from tvkd_server.writer import GroupCommit
 from tvkd_shared.errors import NotCached, PayloadTooLarge, StoreUnavailable, TeacherMismatch, TVKDError
 from tvkd_shared.key import completion_keys
 from tvkd_shared.record import Record, column_names
+from tvkd_shared.store import Store
 from tvkd_shared.wire import (
     CompletionAnswer,
     ItemAnswer,

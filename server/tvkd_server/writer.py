@@ -4,8 +4,8 @@ import asyncio
 import time
 from contextlib import suppress
 
-from tvkd_shared.store import Store
 from tvkd_shared.record import Record
+from tvkd_shared.store import Store
 
 Records = list[tuple[bytes, Record]]
 

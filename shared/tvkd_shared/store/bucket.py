@@ -76,13 +76,6 @@ class Bucket:
             except FileNotFoundError as error:
                 raise _Missing(f"{self._url}/{name} is not there") from error
 
-    def size(self, name: str) -> int:
-        with self._faults("read"):
-            try:
-                return int(obstore.head(self._store, name)["size"])
-            except FileNotFoundError:
-                return 0
-
     def create(self, name: str, content: bytes) -> bool:
         deadline = time.monotonic() + RETRY_SECONDS
         while True:

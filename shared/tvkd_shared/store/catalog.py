@@ -44,7 +44,7 @@ class Catalog:
     """The live segments as of the last commit that was read. One thread at a time changes it.
 
     `segments`  name → entry         `removed`  name → when it was removed, while its files may still exist
-    `number`    of the last commit   `damaged`  commits and checkpoints that could not be read: what they named is missing
+    `number`    of the last commit   `damaged`  commits and checkpoints that cannot be read: what they named is missing
     """
 
     def __init__(self, files: Files) -> None:

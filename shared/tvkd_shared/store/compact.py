@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from tvkd_shared.record import Float32
 from tvkd_shared.store.block import Damaged
 from tvkd_shared.store.cache import ChunkCache
-from tvkd_shared.store.reader import StoreReader
-from tvkd_shared.store.segment import Segment, SegmentEntry, new_segment
+from tvkd_shared.store.reader import Columns, StoreReader
+from tvkd_shared.store.segment import Segment, SegmentEntry
 from tvkd_shared.store.store import Store
 
 SEGMENT_BYTES = 256 << 20
@@ -84,10 +84,8 @@ def _merge(store: Store, inputs: list[SegmentEntry]) -> Compaction:
                 damaged += 1
             else:
                 blocks.setdefault(key, block)
-    merged = [
-        new_segment(store.new_name(), inputs[0].teacher, columns, of_key, mantissa_bits=store.format.mantissa_bits)
-        for columns, of_key in _winning(store, inputs, blocks).items()
-    ]
+    winning = _winning(store, inputs, blocks)
+    merged = [store.new_segment(inputs[0].teacher, columns, of_key) for columns, of_key in winning.items()]
     if not store.publish(merged, removed=[entry.name for entry in inputs]):
         return Compaction()  # another compaction was there first
     return Compaction(
@@ -97,20 +95,18 @@ def _merge(store: Store, inputs: list[SegmentEntry]) -> Compaction:
 
 def _winning(
     store: Store, inputs: list[SegmentEntry], blocks: dict[bytes, Float32]
-) -> dict[tuple[str, ...], dict[bytes, Float32]]:
-    """By columns and key, what of the blocks counts: without columns of which a segment outside has the first copy."""
-    columns, names = inputs[0].columns, {entry.name for entry in inputs}
-    outside = store.index.find(list(blocks)).items()
-    keys = list(blocks)
-    shared = {keys[which] for name, hits in outside if name not in names for which, _ in hits}
-    pieces = store.published(shared, columns)
-    winning: dict[tuple[str, ...], dict[bytes, Float32]] = {}
+) -> dict[Columns, dict[bytes, Float32]]:
+    """By columns and key, what of the blocks counts: not the columns whose first copy is in a segment outside."""
+    columns, names, keys = inputs[0].columns, {entry.name for entry in inputs}, list(blocks)
+    outside = {name: hits for name, hits in store.index.find(keys).items() if name not in names}
+    shared = {keys[which] for hits in outside.values() for which, _ in hits}
+    search = store.search(shared, columns, recent=False, refresh=False)
+    winning: dict[Columns, dict[bytes, Float32]] = {}
     for key, block in blocks.items():
-        taken = {name for piece in pieces.get(key, ()) if piece.segment not in names for name in piece.columns}
-        kept = [index for index, name in enumerate(columns) if name not in taken]
-        if kept:
-            part = block if len(kept) == len(columns) else block[:, kept]
-            winning.setdefault(tuple(columns[index] for index in kept), {})[key] = part
+        lost = {n for piece in search.pieces.get(key, ()) if piece.segment not in names for n in piece.columns}
+        if kept := tuple(name for name in columns if name not in lost):
+            part = block if kept == columns else block[:, [columns.index(name) for name in kept]]
+            winning.setdefault(kept, {})[key] = part
     return winning
 
 

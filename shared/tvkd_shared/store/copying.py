@@ -8,12 +8,9 @@ from tvkd_shared.record import Float32
 from tvkd_shared.store.block import rounded
 from tvkd_shared.store.certificate import write_certificate
 from tvkd_shared.store.compact import sound_blocks
-from tvkd_shared.store.reader import StoreReader
+from tvkd_shared.store.reader import Columns, StoreReader
 from tvkd_shared.store.segment import SegmentEntry
 from tvkd_shared.store.store import Store
-
-Group = tuple[str, tuple[str, ...]]
-"""A teacher, and columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +32,9 @@ def copy(
 ) -> CopyCounts:
     """Publish in `target` the columns of one teacher, or of all, that `source` has and `target` does not.
 
-    What `target` has stays, so it is safe to repeat. The source's recent blocks are copied too. Teachers come along, and
-    certificates of those whose numbers in `target` are then the source's, to the bit. The source may be compacted and
-    collected meanwhile.
+    What `target` has stays, so it is safe to repeat. The source's recent blocks are copied too. So are teachers, and
+    the certificates of those whose numbers in `target` are then the source's, to the bit. The source may be compacted
+    and collected meanwhile.
 
     Raises InvalidRequest when the source has no such teacher, or is less precise than the target says of itself;
     StoreUnavailable when disk or service fails: what was published stays.
@@ -47,9 +44,28 @@ def copy(
     recent = source.recent_rows()  # first: what is sealed meanwhile is found in a segment
     source.refresh()
     others = {entry.teacher for entry in target.catalog.segments.values()}
-    taking = _Taking(target, segment_bytes)
+    gathered: dict[tuple[str, Columns], dict[bytes, Float32]] = {}
+    copied = present = damaged = 0
+    new: set[tuple[bytes, Columns]] = set()
+
+    def publish() -> None:
+        nonlocal copied, present
+        for (owner, columns), blocks in gathered.items():
+            given = [(key, columns, rounded(block, target.format.mantissa_bits)) for key, block in blocks.items()]
+            stored, _ = target.add(owner, given, publish=True)
+            copied += stored
+            again = {(key, columns) for key in blocks} & new  # copies of what this call published itself
+            present += len(blocks) - stored - len(again)
+            if stored:
+                new.update((key, columns) for key in blocks)
+        gathered.clear()
+
+    def take(owner: str, columns: Columns, blocks: dict[bytes, Float32]) -> None:
+        gathered[owner, columns] = blocks | gathered.get((owner, columns), {})  # the first copy counts
+        if sum(block.nbytes for of_key in gathered.values() for block in of_key.values()) >= segment_bytes:
+            publish()
+
     done: set[str] = set()
-    damaged = 0
     while entries := _remaining(source, teacher, done):
         for entry in progress(entries):
             done.add(entry.name)
@@ -59,51 +75,15 @@ def copy(
                 if entry.name not in source.catalog.segments:
                     break  # collected: the segment that its blocks are in now has its turn later
             damaged += bad
-            taking.take((entry.teacher, entry.columns), {key: block for key, block in blocks if block is not None})
+            take(entry.teacher, entry.columns, {key: block for key, block in blocks if block is not None})
     for row in recent:
         if teacher in (None, row.teacher) and row.numbers is not None:
-            taking.take((row.teacher, row.columns), {row.key: row.numbers})
-    taking.publish()
+            take(row.teacher, row.columns, {row.key: row.numbers})
+    publish()
     _copy_teachers(source, target, teacher)
     if source.format == target.format:
         _copy_certificates(source, target, teacher, others)
-    return CopyCounts(taking.copied, taking.present, damaged)
-
-
-class _Taking:
-    """Gathers blocks for the target until they make a segment."""
-
-    def __init__(self, target: Store, segment_bytes: int) -> None:
-        self._target = target
-        self._segment_bytes = segment_bytes
-        self._gathered: dict[Group, dict[bytes, Float32]] = {}
-        self._published: set[bytes] = set()
-        self.copied = self.present = 0
-
-    def take(self, group: Group, blocks: dict[bytes, Float32]) -> None:
-        """Gather the columns that the target lacks, and publish them when they are many."""
-        teacher, columns = group
-        here = self._target.pieces(blocks, columns)
-        for key, block in blocks.items():
-            have = {name for piece in here.get(key, ()) for name in piece.columns}
-            have |= {n for (_, names), gathered in self._gathered.items() if key in gathered for n in names}
-            kept = [index for index, name in enumerate(columns) if name not in have]
-            if kept:
-                part = rounded(
-                    block if len(kept) == len(columns) else block[:, kept], self._target.format.mantissa_bits
-                )
-                self._gathered.setdefault((teacher, tuple(columns[i] for i in kept)), {})[key] = part
-            elif key not in self._published and key in here:
-                self.present += 1
-        if sum(part.nbytes for of_key in self._gathered.values() for part in of_key.values()) >= self._segment_bytes:
-            self.publish()
-
-    def publish(self) -> None:
-        for (teacher, columns), blocks in self._gathered.items():
-            self._target.add_blocks(teacher, columns, blocks)
-            self.copied += len(blocks)
-            self._published |= blocks.keys()
-        self._gathered = {}
+    return CopyCounts(copied, present, damaged)
 
 
 def check_teacher(source: StoreReader, teacher: str | None) -> None:

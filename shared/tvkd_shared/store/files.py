@@ -36,10 +36,6 @@ class Files(Protocol):
         """Bytes start … stop − 1 of a file, to its end without `stop`. A negative `start` counts from the end."""
         ...
 
-    def size(self, name: str) -> int:
-        """Bytes of a file, 0 for one that does not exist."""
-        ...
-
     def create(self, name: str, content: bytes) -> bool:
         """Write a file that is not there yet. False when it is there: then it stays as it is."""
         ...

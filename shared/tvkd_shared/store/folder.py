@@ -11,30 +11,9 @@ from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.store.files import File
 
 MOUNTS = Path("/proc/self/mountinfo")
-_NETWORK = (
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "afs",
-    "9p",
-    "ceph",
-    "glusterfs",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ocfs2",
-)
-_NETWORK += (
-    "fuse.sshfs",
-    "fuse.glusterfs",
-    "fuse.ceph",
-    "fuse.s3fs",
-    "fuse.gcsfuse",
-    "fuse.rclone",
-    "fuse.juicefs",
-    "virtiofs",
+_NETWORK = re.compile(
+    "nfs4?|cifs|smb3|smbfs|afs|9p|virtiofs|ceph|glusterfs|lustre|gpfs|beegfs|ocfs2"
+    "|fuse[.](sshfs|glusterfs|ceph|s3fs|gcsfuse|rclone|juicefs)"
 )
 
 _UNFINISHED = "."
@@ -69,11 +48,6 @@ class Folder:
                 return b"".join(parts)
             finally:
                 os.close(descriptor)
-
-    def size(self, name: str) -> int:
-        with disk_faults(self.root, "read"):
-            path = self.root / name
-            return path.stat().st_size if path.exists() else 0
 
     def create(self, name: str, content: bytes) -> bool:
         with disk_faults(self.root, "written"):
@@ -188,4 +162,4 @@ def network_file_system(path: Path) -> str | None:
         kinds[point] = rest.split()[0]
     real = path.resolve()
     kind = next((kinds[str(parent)] for parent in (real, *real.parents) if str(parent) in kinds), "")
-    return kind if kind in _NETWORK else None
+    return kind if _NETWORK.fullmatch(kind) else None

@@ -1,7 +1,7 @@
 """Reading a store: beside its writers, or with no server at all."""
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,13 +23,14 @@ from tvkd_shared.store.files import AT_ONCE, Files, files_at
 from tvkd_shared.store.folder import Folder, network_file_system
 from tvkd_shared.store.format import Format, read_format
 from tvkd_shared.store.index import Index
-from tvkd_shared.store.recent import FILE, Recent, Row
+from tvkd_shared.store.recent import FILE, WAL, Recent, Row
 from tvkd_shared.store.segment import Segment, SegmentEntry, format_of_segments
 
 CACHE_BYTES = 128 << 20
 OPEN_SEGMENTS = 1024
 TEACHERS = "teachers"
 
+Columns = tuple[str, ...]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -45,18 +46,47 @@ class StoreCounts:
 
 
 class Piece(NamedTuple):
-    """Those columns of a key that count in one block. `segment` is "" for a recent block, which is in no segment yet."""
+    """Those columns of a key that count in one block. `segment` is "" for a recent block, which no segment has yet."""
 
     segment: str
-    columns: tuple[str, ...]
+    columns: Columns
     numbers: Float32
 
 
-class View(NamedTuple):
-    """What is live at one moment: the segments, and the index of their keys."""
+@dataclass(slots=True)
+class Search:
+    """What a look-up has found so far: by key, the columns that are missing, and the pieces of the others."""
 
-    segments: Any
-    index: Index
+    missing: dict[bytes, Columns]
+    pieces: dict[bytes, list[Piece]]
+
+    def take(self, key: bytes, segment: str, columns: Columns, block: Float32) -> None:
+        """Take from a block those columns that are still missing."""
+        wanted = self.missing.get(key, ())
+        taken = wanted if wanted == columns else tuple(name for name in wanted if name in columns)
+        if not taken:
+            return
+        if taken != columns:
+            block = block[:, [columns.index(name) for name in taken]]
+        self.pieces.setdefault(key, []).append(Piece(segment, taken, block))
+        if rest := tuple(name for name in wanted if name not in columns):
+            self.missing[key] = rest
+        else:
+            del self.missing[key]
+
+    def columns(self, key: bytes) -> set[str]:
+        """The columns of a key that were found."""
+        return {name for piece in self.pieces.get(key, ()) for name in piece.columns}
+
+    def record(self, key: bytes, columns: Columns) -> Record | None:
+        """A record of all the columns, or None when one is missing or blocks differ in length."""
+        pieces = self.pieces.get(key, [])
+        if len(pieces) == 1 and pieces[0].columns == columns:
+            return Record.checked(columns, pieces[0].numbers.copy())
+        named = {name: piece.numbers[:, index] for piece in pieces for index, name in enumerate(piece.columns)}
+        if not named.keys() >= set(columns) or len({len(named[name]) for name in columns}) != 1:
+            return None
+        return Record.checked(columns, np.stack([named[name] for name in columns], 1))
 
 
 class FilesGone(Exception):
@@ -89,14 +119,14 @@ class StoreReader:
         self._refreshing = SharedFailureLock()
         self._begun = self._done = 0  # refreshes; those that failed are not done
         self._cache = ChunkCache(CACHE_BYTES)
-        self._open = lru_cache(OPEN_SEGMENTS)(self._open_segment)
+        self._open = lru_cache(OPEN_SEGMENTS)(lambda entry: Segment(self.files, entry, self._cache))
         self._lost: set[str] = set()
         """Live segments whose files do not exist."""
-        self._recent = self._open_recent()
+        self.recent = self._open_recent()
         self.catalog = Catalog(self.files)
         self.index = Index.load(self.files.index) or Index()
         self._indexed = len(self.index)
-        self._view = View({}, Index())
+        self._view: tuple[Mapping[str, SegmentEntry], Index] = ({}, Index())
         self._update_view()
         if self.remote:  # a folder's index is kept by its writers
             self.save_index(grown=1.25)
@@ -107,41 +137,25 @@ class StoreReader:
         None where a column is missing. Raises StoreUnavailable when disk or service fails.
         """
         names = tuple(column_names() if columns is None else columns)
-        pieces = self.pieces(keys, names)
-        return [record_of(pieces.get(key, []), names) for key in keys]
+        search = self.search(keys, names)
+        return [search.record(key, names) for key in keys]
 
     def has(self, keys: Sequence[bytes], columns: Sequence[str] | None = None) -> list[bool]:
-        """Whether each key has all the columns (by default `column_names()`). Numbers are not read, nor checked."""
-        names = tuple(column_names() if columns is None else columns)
-        missing = {key: set(names) for key in keys}
-        self._retried(lambda: self._strike_out(missing))
-        if any(missing.values()):
-            self.refresh()
-            self._retried(lambda: self._strike_out(missing))
-        return [not missing[key] for key in keys]
+        """Whether the store has all the columns (by default `column_names()`) of each key."""
+        return [record is not None for record in self.get(keys, columns)]
 
-    def pieces(
-        self, keys: Iterable[bytes], columns: Sequence[str], *, refresh: bool = True, writing: bool = False
-    ) -> dict[bytes, list[Piece]]:
+    def search(self, keys: Iterable[bytes], columns: Columns, *, recent: bool = True, refresh: bool = True) -> Search:
         """The blocks that the columns of each key are in: of several copies of a column, the first that is sound.
 
         A recent block is in SQLite until the commit of its segment is published, so a look into both, and one more
-        after a refresh, finds every durable block. `writing`: as the caller's transaction sees the recent blocks.
+        after a refresh, finds every durable block.
         """
-        found: dict[bytes, list[Piece]] = {}
-        missing = {key: tuple(columns) for key in keys}
-        self._retried(lambda: self._look(missing, found, writing=writing))
-        if missing and refresh:
+        search = Search(dict.fromkeys(keys, columns), {})
+        self._look(search, recent)
+        if search.missing and refresh:
             self.refresh()
-            self._retried(lambda: self._look(missing, found, writing=writing))
-        return found
-
-    def published(self, keys: Iterable[bytes], columns: Sequence[str]) -> dict[bytes, list[Piece]]:
-        """As `pieces`, but from segments only, as they are known now."""
-        found: dict[bytes, list[Piece]] = {}
-        missing = {key: tuple(columns) for key in keys}
-        self._retried(lambda: self._look_into_segments(missing, found))
-        return found
+            self._look(search, recent)
+        return search
 
     def refresh(self) -> None:
         """Read the commits that this process or others have added."""
@@ -167,7 +181,7 @@ class StoreReader:
 
     def teacher_ids(self) -> list[str]:
         """Teachers that have numbers in segments, or provenance."""
-        return sorted(self.teachers().keys() | {entry.teacher for entry in self._view.segments.values()})
+        return sorted(self.teachers().keys() | {entry.teacher for entry in self.catalog.segments.values()})
 
     def certificates(self) -> list[Certificate]:
         """What `tvkd store verify --rescore` found, the newest last."""
@@ -175,15 +189,17 @@ class StoreReader:
 
     def counts(self) -> StoreCounts:
         self.refresh()
-        view = self._view
-        local = [] if self.remote else [self.files.size(name) for name in ("index", FILE, f"{FILE}-wal")]
-        lengths = self._recent_lengths()
+        live, index = self._view
         # A segment whose keys are damaged has none that can be found.
-        indexed = [entry for entry in view.segments.values() if entry.name in view.index.names]
+        indexed = [entry for name, entry in live.items() if name in index.names]
+        rows = [row for row in self.recent_rows() if row.numbers is not None and column_names()[0] in row.columns]
+        sealed = {which for hits in index.find([row.key for row in rows]).values() for which, _ in hits}
+        lengths = [len(row.numbers) - 1 for i, row in enumerate(rows) if i not in sealed and row.numbers is not None]
+        local = [self.files.root / name for name in ("index", FILE, WAL)] if isinstance(self.files, Folder) else []
         return StoreCounts(
             sequences=len(lengths) + sum(entry.sequences for entry in indexed),
             tokens=sum(lengths) + sum(entry.tokens for entry in indexed),
-            bytes=sum(local) + sum(entry.bytes for entry in view.segments.values()),
+            bytes=sum(entry.bytes for entry in live.values()) + sum(p.stat().st_size for p in local if p.exists()),
             corrupt=self.corrupt,
         )
 
@@ -191,15 +207,11 @@ class StoreReader:
         """Blocks that are durable and not yet in a segment. One that fails its check has no numbers."""
         return self._from_recent(lambda recent: recent.rows()) or []
 
-    def segment(self, name: str) -> Segment:
-        """A live segment. Raises KeyError when there is no such segment."""
-        return self._open(self._view.segments[name])
-
     def close(self) -> None:
         """Close the store's files."""
         self._open.cache_clear()
-        if self._recent:
-            self._recent.close()
+        if self.recent:
+            self.recent.close()
 
     def save_index(self, grown: float = 1.0) -> None:
         """Keep the index for the next opening, when it has grown by more than a factor.
@@ -211,92 +223,52 @@ class StoreReader:
                 self.index.save(self.files.index)
                 self._indexed = len(self.index)
 
-    def _look(self, missing: dict[bytes, tuple[str, ...]], found: dict[bytes, list[Piece]], *, writing: bool) -> None:
-        """One look into segments and recent blocks. What is found moves from `missing` to `found`."""
-        self._look_into_segments(missing, found)
-        if missing:
-            for row in self._from_recent(lambda recent: recent.find(list(missing), writing=writing)) or []:
-                if row.key in missing and row.numbers is not None:
-                    _take(missing, found, row.key, "", row.columns, row.numbers)
+    def _look(self, search: Search, recent: bool) -> None:
+        """One look into segments, and into recent blocks for what no segment has.
 
-    def _look_into_segments(self, missing: dict[bytes, tuple[str, ...]], found: dict[bytes, list[Piece]]) -> None:
-        keys = list(missing)
-        view = self._view
-        hits = view.index.find(keys)
-        entries = sorted((view.segments[name] for name in hits if name in view.segments), key=lambda entry: entry.rank)
-        if self.remote:
-            self._prefetch([(self._open(entry), hits[entry.name]) for entry in entries])
-        for entry in entries:
-            segment = self._open(entry)
-            for which, row in hits[entry.name]:
-                key = keys[which]
-                if key in missing and not set(missing[key]).isdisjoint(entry.columns):
-                    block = self._block(segment, row, key)
-                    if block is not None:
-                        _take(missing, found, key, entry.name, entry.columns, block)
+        It begins again when segments were compacted and collected meanwhile: a later copy is never taken for an earlier
+        one that may only have moved.
+        """
+        while True:
+            try:
+                self._look_into_segments(search)
+                break
+            except FilesGone as gone:
+                self.refresh()
+                if gone.segment in self._view[0]:
+                    self._lost.add(gone.segment)
+        if search.missing and recent:
+            for row in self._from_recent(lambda recent: recent.find(list(search.missing))) or []:
+                if row.numbers is not None:
+                    search.take(row.key, "", row.columns, row.numbers)
 
-    def _strike_out(self, missing: dict[bytes, set[str]]) -> None:
-        """Take the columns that are there out of those that are missing."""
-        keys = [key for key, columns in missing.items() if columns]
-        view = self._view
-        for name, hits in view.index.find(keys).items():
-            if entry := view.segments.get(name):
-                for which, row in hits:
-                    if missing[keys[which]] and self._checked(
-                        entry, f"{name}/{row}", self._open(entry).has, row, keys[which]
-                    ):
-                        missing[keys[which]] -= set(entry.columns)
-        keys = [key for key in keys if missing[key]]
-        for key, columns in self._from_recent(lambda recent: recent.columns_of(keys)) or []:
-            missing[key] -= set(columns)
+    def _look_into_segments(self, search: Search) -> None:
+        keys = list(search.missing)
+        live, index = self._view
+        hits = index.find(keys)
+        wanted = {name for columns in search.missing.values() for name in columns}
+        entries = [live[name] for name in hits if name in live and not wanted.isdisjoint(live[name].columns)]
+        places = [
+            (entry, row, keys[which])
+            for entry in sorted(entries, key=lambda entry: entry.rank)
+            for which, row in hits[entry.name]
+        ]
+        for (entry, _, key), block in zip(places, self._each(self._block, places), strict=True):
+            if block is not None:
+                search.take(key, entry.name, entry.columns, block)
 
-    def _block(self, segment: Segment, row: int, key: bytes) -> Float32 | None:
-        if row >= segment.entry.records:
-            return None
-        return self._checked(segment.entry, f"{segment.entry.name}/{row}", segment.block, row, key)
-
-    def _checked(self, entry: SegmentEntry, what: str, read: Callable[..., Result], *arguments: Any) -> Result | None:
-        """What a read of a segment gives; None where it fails a check. Raises FilesGone."""
+    def _block(self, place: tuple[SegmentEntry, int, bytes]) -> Float32 | None:
+        """The block at a place; None where it has another key or fails a check. Raises FilesGone."""
+        entry, row, key = place
         try:
-            return read(*arguments)
+            return self._open(entry).block(row, key)
         except Damaged as damage:
-            self._damaged(what, damage)
+            self._damaged(f"{entry.name}/{row}", damage)
         except FileNotFoundError as damage:
             if entry.name not in self._lost:
                 raise FilesGone(entry.name) from damage
             self._damaged(entry.name, damage)
         return None
-
-    def _retried(self, look: Callable[[], None]) -> None:
-        """Look again when segments were compacted and collected meanwhile.
-
-        A later copy is never taken for an earlier one that may only have moved.
-        """
-        while True:
-            try:
-                return look()
-            except FilesGone as gone:
-                self.refresh()
-                if gone.segment in self._view.segments:
-                    self._lost.add(gone.segment)
-
-    def _prefetch(self, hits: list[tuple[Segment, list[tuple[int, int]]]]) -> None:
-        """Read the chunks of a look-up into the cache, several at once: object storage takes its time for each."""
-        rows = [(segment, row) for segment, places in hits for _, row in places if row < segment.entry.records]
-
-        def bounds(item: tuple[Segment, int]) -> tuple[Segment, int, int] | None:
-            with suppress(Damaged, FileNotFoundError):
-                item[0].shards["keys"].rows(item[1], item[1] + 1)
-                return item[0], *item[0].bounds(item[1])
-            return None
-
-        def values(item: tuple[Segment, int, int]) -> None:
-            with suppress(Damaged, FileNotFoundError):
-                item[0].shards["values"].rows(*item[1:])
-
-        firsts = {(segment.entry.name, row // 4096): (segment, row) for segment, row in rows}
-        self._each(bounds, list(firsts.values()))
-        self._each(values, [item for item in map(bounds, rows) if item])
 
     def _format(self) -> Format:
         try:
@@ -306,7 +278,7 @@ class StoreReader:
             return format_of_segments(self.files) or Format()
 
     def _open_recent(self) -> Recent | None:
-        """The recent blocks of a folder; None for object storage, and on a network file system where there are none."""
+        """The recent blocks of a folder; None for object storage, and on a network file system that has none."""
         if not isinstance(self.files, Folder):
             return None
         recent = Recent(self.files, self._damaged, writable=self._writable)
@@ -321,34 +293,25 @@ class StoreReader:
 
     def _from_recent(self, read: Callable[[Recent], Result]) -> Result | None:
         """What a read of the recent blocks gives; None where there are none, or their file is damaged."""
-        if self._recent is None:
-            return None
         try:
-            return read(self._recent)
+            return read(self.recent) if self.recent else None
         except Damaged as damage:
             self._damaged(FILE, damage)
             return None
-
-    def _recent_lengths(self) -> list[int]:
-        """Tokens of each completion that is counted and only in recent blocks."""
-        counted = column_names()[0]
-        rows = [row for row in self.recent_rows() if row.numbers is not None and counted in row.columns]
-        sealed = {which for places in self._view.index.find([row.key for row in rows]).values() for which, _ in places}
-        return [len(row.numbers) - 1 for i, row in enumerate(rows) if i not in sealed and row.numbers is not None]
 
     def _update_view(self) -> None:
         """Bring the index to the catalog's segments, then look-ups to both."""
         live = self.catalog.segments
         for name in self.catalog.damaged:
             self._damaged(name, Damaged("it is damaged or lost, and what it named is missing"))
-        if live is self._view.segments:
+        if live is self._view[0]:
             return
         self.index.drop(self.index.names - live.keys())
         entries = [entry for name, entry in live.items() if name not in self.index.names]
         for entry, keys in zip(entries, self._each(self._keys, entries), strict=True):
             if keys is not None:
                 self.index.add(entry.name, keys)
-        self._view = View(live, self.index.copy())
+        self._view = live, self.index.copy()
 
     def _keys(self, entry: SegmentEntry) -> npt.NDArray[np.uint8] | None:
         try:
@@ -360,12 +323,9 @@ class StoreReader:
     def _each(self, read: Callable[[Item], Result], items: Sequence[Item]) -> Iterable[Result]:
         """What `read` gives for each item; several at once where each waits for a service."""
         if not self.remote or len(items) < 2:
-            return list(map(read, items))
+            return map(read, items)
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return list(pool.map(read, items))
-
-    def _open_segment(self, entry: SegmentEntry) -> Segment:
-        return Segment(self.files, entry, self._cache)
 
     def _damaged(self, what: str, damage: Exception) -> bool:
         """Count bytes that failed a check, once. Returns whether they are new."""
@@ -375,33 +335,3 @@ class StoreReader:
             self._reported.add(what)
             self.corrupt += 1
             return True
-
-
-def _take(
-    missing: dict[bytes, tuple[str, ...]], found: dict[bytes, list[Piece]], key: bytes, segment: str,
-    columns: tuple[str, ...], block: Float32,
-) -> None:  # fmt: skip
-    """Take from a block those columns that are still missing."""
-    wanted = missing[key]
-    if wanted == columns:
-        taken, rest = wanted, ()
-    else:
-        taken = tuple(name for name in wanted if name in columns)
-        rest = tuple(name for name in wanted if name not in columns)
-        block = block[:, [columns.index(name) for name in taken]]
-    if taken:
-        found.setdefault(key, []).append(Piece(segment, taken, block))
-        if rest:
-            missing[key] = rest
-        else:
-            del missing[key]
-
-
-def record_of(pieces: Sequence[Piece], columns: tuple[str, ...]) -> Record | None:
-    """A record of all the columns, or None when one is missing or blocks differ in length."""
-    if len(pieces) == 1 and pieces[0].columns == columns:
-        return Record(columns, pieces[0].numbers.copy())
-    named = {name: piece.numbers[:, i] for piece in pieces for i, name in enumerate(piece.columns)}
-    if not named.keys() >= set(columns) or len({len(named[name]) for name in columns}) != 1:
-        return None
-    return Record(columns, np.stack([named[name] for name in columns], 1))

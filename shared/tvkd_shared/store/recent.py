@@ -1,8 +1,8 @@
 """Recent blocks of a folder: durable in a SQLite file, and not yet in a segment.
 
-`recent.sqlite` is in WAL mode with synchronous=FULL, so a committed transaction is on disk. SQLite is used by any number
-of processes at once. Each row has a CRC-32C of its own, and `recent.json` has one of the whole file as of the last
-checkpoint (SQLite's word for copying its write-ahead log, `recent.sqlite-wal`, into the main file).
+`recent.sqlite` is in WAL mode with synchronous=FULL, so a committed transaction is on disk, and any number of processes
+use the file at once. Each row has a CRC-32C, and `recent.json` has one of the main file as of the last checkpoint:
+SQLite's word for copying its write-ahead log, `recent.sqlite-wal`, into the main file.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from tvkd_shared.store import document
 from tvkd_shared.store.block import Damaged, check
 from tvkd_shared.store.folder import Folder
 
-FILE, CHECKSUM_FILE = "recent.sqlite", "recent.json"
+FILE, WAL, CHECKSUM_FILE = "recent.sqlite", "recent.sqlite-wal", "recent.json"
 BUSY_SECONDS = 60.0
 """How long a transaction waits for other processes."""
 
@@ -35,9 +35,8 @@ _SCHEMA = """CREATE TABLE IF NOT EXISTS blocks (
     id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL, columns TEXT NOT NULL, teacher TEXT NOT NULL,
     crc32c INTEGER NOT NULL, numbers BLOB NOT NULL, UNIQUE (key, columns))"""
 _SELECT = "SELECT id, key, columns, teacher, crc32c, numbers FROM blocks"
-_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH}
-_CANNOT_OPEN = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
-# Where SQLite locks a file that is open in WAL mode: https://www.sqlite.org/src/file/src/os.h (SHARED_FIRST, SHARED_SIZE).
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH)
+# SHARED_FIRST and SHARED_SIZE in SQLite's os.h: what every process that has the file open holds a lock on.
 _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 
 _abandoned: list[sqlite3.Connection] = []
@@ -54,32 +53,8 @@ class Row(NamedTuple):
     numbers: Float32 | None
 
 
-class _Connection:
-    """One SQLite connection, used by one thread at a time and made anew in a forked process."""
-
-    def __init__(self, connect: Callable[[], sqlite3.Connection | None]) -> None:
-        self.lock = threading.RLock()
-        self._connect = connect
-        self._sqlite: sqlite3.Connection | None = None
-        self._process = 0
-
-    def get(self) -> sqlite3.Connection | None:
-        if self._sqlite is not None and self._process != os.getpid():
-            _abandoned.append(self._sqlite)
-            self._sqlite = None
-        if self._sqlite is None:
-            self._sqlite, self._process = self._connect(), os.getpid()
-        return self._sqlite
-
-    def close(self) -> None:
-        with self.lock:
-            if self._sqlite is not None and self._process == os.getpid():
-                self._sqlite.close()
-            self._sqlite = None
-
-
 class Recent:
-    """The recent blocks of a folder. Thread safe.
+    """The recent blocks of a folder. Thread safe: one connection, used by one thread at a time.
 
     Raises StoreUnavailable when the disk fails or another process does not let go, Damaged when SQLite cannot make
     sense of its file. `report` is told of rows that fail their check; they count as missing.
@@ -89,86 +64,91 @@ class Recent:
         self.path = folder.root / FILE
         self._folder = folder
         self._report = report
-        self._reader = _Connection(self._connect_to_read)
-        self._writer = _Connection(self._connect_to_write)
         self._writable = writable
+        self._lock = threading.RLock()
+        self._sqlite: sqlite3.Connection | None = None
+        self._process = 0
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         self._copied: object = None
 
-    def find(self, keys: Sequence[bytes], *, writing: bool = False) -> list[Row]:
-        """The sound rows of some keys. With `writing`, as the transaction that is open sees them."""
-        with self._use(self._writer if writing else self._reader, "read") as sqlite:
-            if sqlite is None:
-                return []
-            with _snapshot(sqlite):
-                rows = [row for key in keys for row in sqlite.execute(_SELECT + " WHERE key = ? ORDER BY id", [key])]
+    def find(self, keys: Sequence[bytes]) -> list[Row]:
+        """The sound rows of some keys."""
+        with self._connection("read") as sqlite:
+            rows = [row for key in keys for row in sqlite.execute(_SELECT + " WHERE key = ?", [key])] if sqlite else []
         return [row for row in map(self._checked, rows) if row.numbers is not None]
-
-    def columns_of(self, keys: Sequence[bytes]) -> list[tuple[bytes, tuple[str, ...]]]:
-        """Key and columns of the rows of some keys, sound or not."""
-        with self._use(self._reader, "read") as sqlite:
-            if sqlite is None:
-                return []
-            query = "SELECT key, columns FROM blocks WHERE key = ?"
-            with _snapshot(sqlite):
-                return [(key, tuple(c.split(","))) for k in keys for key, c in sqlite.execute(query, [k])]
 
     def rows(self) -> list[Row]:
         """Every row, in the order of writing."""
-        with self._use(self._reader, "read") as sqlite:
+        with self._connection("read") as sqlite:
             rows = sqlite.execute(_SELECT + " ORDER BY id").fetchall() if sqlite else []
         return [self._checked(row) for row in rows]
 
     def size(self) -> int:
         """Bytes of the numbers in all rows."""
-        with self._use(self._reader, "read") as sqlite:
+        with self._connection("read") as sqlite:
             query = "SELECT coalesce(sum(length(numbers)), 0) FROM blocks"
             return int(sqlite.execute(query).fetchone()[0]) if sqlite else 0
 
+    def integrity(self) -> list[str]:
+        """What SQLite finds wrong with the structure of its file; `ok` when nothing is."""
+        with self._connection("read") as sqlite:
+            return [str(line) for (line,) in sqlite.execute("PRAGMA integrity_check")] if sqlite else []
+
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Hold the only write transaction of all processes. When the block ends without an error, it is durable."""
-        with self._use(self._writer, "written") as sqlite:
-            assert sqlite is not None  # noqa: S101 - a writer's connection makes the file
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Hold the one write transaction of all processes. When the block ends without an error, it is durable."""
+        with self._connection("written", make=True) as sqlite:
+            assert sqlite is not None  # noqa: S101 - `make` says so
             sqlite.execute("BEGIN IMMEDIATE")
             try:
-                yield
+                yield sqlite
                 sqlite.execute("COMMIT")
             finally:
                 if sqlite.in_transaction:
                     sqlite.execute("ROLLBACK")
 
     def insert(self, teacher: str, blocks: Iterable[tuple[bytes, tuple[str, ...], Float32]]) -> None:
-        """Add blocks to the open transaction, in place of rows that failed their check."""
-        sqlite = self._writer.get()
-        assert sqlite is not None  # noqa: S101 - see `transaction`
+        """Add blocks in the open transaction, in place of rows that failed their check."""
         rows = []
         for key, columns, block in blocks:
             names, numbers = ",".join(columns), np.ascontiguousarray(block, "<f4").tobytes()
             rows.append((key, names, teacher, _crc32c(teacher, key, names, numbers), numbers))
         statement = "INSERT OR REPLACE INTO blocks (key, columns, teacher, crc32c, numbers) VALUES (?, ?, ?, ?, ?)"
-        sqlite.executemany(statement, rows)
+        with self._connection("written") as sqlite:
+            assert sqlite is not None  # noqa: S101 - a transaction is open
+            sqlite.executemany(statement, rows)
 
     def delete(self, rows: Iterable[Row]) -> None:
-        """Remove rows that are in segments, and let the file of the write-ahead log begin anew."""
-        with self.transaction():
-            sqlite = self._writer.get()
-            assert sqlite is not None  # noqa: S101 - see `transaction`
+        """Remove rows that are in segments, and begin the write-ahead log anew."""
+        with self.transaction() as sqlite:
             sqlite.executemany("DELETE FROM blocks WHERE id = ?", [(row.id,) for row in rows])
-        self._checkpoint()
+        self.checkpoint()
 
-    def close(self, *, shrink: bool = False) -> None:
-        """Close the connections; with `shrink`, make the main file small first."""
-        if shrink and self._writable and self.path.exists():
-            with contextlib.suppress(StoreUnavailable, Damaged), self._use(self._writer, "written") as sqlite:
-                if sqlite and not sqlite.execute("SELECT count(*) FROM blocks").fetchone()[0]:
-                    sqlite.execute("VACUUM")
-                self._checkpoint()
-        self._writer.close()
-        self._reader.close()
-        if self._copy:
-            self._copy.cleanup()
-            self._copy = None
+    def checkpoint(self, *, shrink: bool = False) -> None:
+        """Copy the write-ahead log into the main file, and note the main file's checksum.
+
+        The note is removed first, and written while nobody else can write: a crash in between leaves no wrong note.
+        """
+        with self._connection("written", make=True) as sqlite:
+            assert sqlite is not None  # noqa: S101 - `make` says so
+            self._folder.remove([CHECKSUM_FILE])
+            if shrink and not sqlite.execute("SELECT count(*) FROM blocks").fetchone()[0]:
+                sqlite.execute("VACUUM")
+            sqlite.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            with self.transaction():
+                if not os.path.exists(self._folder.root / WAL) or not os.path.getsize(self._folder.root / WAL):  # noqa: PTH110, PTH202
+                    content = sqlite.serialize()
+                    note = {"bytes": len(content), "crc32c": google_crc32c.value(content)}
+                    self._folder.write({CHECKSUM_FILE: document.to_bytes(note)})
+
+    def close(self) -> None:
+        with self._lock:
+            if self._sqlite is not None and self._process == os.getpid():
+                self._sqlite.close()
+            self._sqlite = None
+            if self._copy:
+                self._copy.cleanup()
+                self._copy = None
 
     def set_aside(self) -> Path:
         """Rename a damaged file, so that the next transaction makes a new one. Returns its new name.
@@ -190,105 +170,78 @@ class Recent:
             self._folder.remove([CHECKSUM_FILE])
         return target
 
-    def _checkpoint(self) -> None:
-        """Copy the write-ahead log into the main file, and note the main file's checksum.
-
-        The note is removed first and written while nobody else can write: a crash in between leaves no wrong note.
-        """
-        with self._use(self._writer, "written") as sqlite:
-            assert sqlite is not None  # noqa: S101 - a writer's connection makes the file
-            self._folder.remove([CHECKSUM_FILE])
-            sqlite.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            sqlite.execute("BEGIN IMMEDIATE")
-            try:
-                wal = Path(f"{self.path}-wal")
-                if not wal.exists() or not wal.stat().st_size:
-                    content = sqlite.serialize()
-                    note = {"bytes": len(content), "crc32c": google_crc32c.value(content)}
-                    self._folder.write({CHECKSUM_FILE: document.to_bytes(note)})
-            finally:
-                sqlite.execute("ROLLBACK")
+    def copied_rows(self) -> int:
+        """Rows in a copy of the file: safe to count on a network file system, where SQLite's locks are not."""
+        with self._connection("read", copy=True) as sqlite:
+            rows = int(sqlite.execute("SELECT count(*) FROM blocks").fetchone()[0]) if sqlite else 0
+        self.close()
+        return rows
 
     @contextlib.contextmanager
-    def _use(self, connection: _Connection, task: str) -> Iterator[sqlite3.Connection | None]:
-        with connection.lock:
+    def _connection(self, task: str, *, make: bool = False, copy: bool = False) -> Iterator[sqlite3.Connection | None]:
+        """The connection; None when there is no file yet and none is to be made."""
+        with self._lock:
             try:
-                if connection is self._reader and self._copy and self._copied != self._stamp():
-                    connection.close()
-                yield connection.get()
+                if self._sqlite is not None and self._process != os.getpid():
+                    _abandoned.append(self._sqlite)
+                    self._sqlite = None
+                if self._copy and self._copied != self._stamp():
+                    self.close()
+                if self._sqlite is None and (make or self.path.exists()):
+                    self._sqlite, self._process = self._open(make, copy), os.getpid()
+                yield self._sqlite
             except sqlite3.Error as error:
-                if _code(error) in _DAMAGE:
+                code = int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+                if code in _DAMAGE:
                     raise Damaged(f"{FILE}: {error}") from error
-                more = ""
-                if _code(error) == sqlite3.SQLITE_BUSY:
+                more = "; it needs free space and a local, writable disk" if task == "written" else ""
+                if code == sqlite3.SQLITE_BUSY:
                     more = f": another process has used it for {BUSY_SECONDS:.0f} seconds"
-                elif task == "written":
-                    more = "; it needs free space and a local, writable disk"
                 raise StoreUnavailable(f"the store {self._folder} cannot be {task}: {FILE}: {error}{more}") from error
 
-    def _connect_to_write(self) -> sqlite3.Connection:
-        while True:
-            before = self._inode()
-            sqlite = _connect(self.path.absolute().as_uri())
+    def _open(self, make: bool, copy: bool) -> sqlite3.Connection | None:
+        if self._writable:
+            return self._open_to_write()
+        if not copy:
             try:
-                if sqlite.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                    sqlite.execute("PRAGMA page_size = 16384")
-                    sqlite.execute("PRAGMA journal_mode = WAL")
-                sqlite.execute("PRAGMA synchronous = FULL")
-                sqlite.execute("PRAGMA wal_autocheckpoint = 0")
-                sqlite.execute("PRAGMA secure_delete = OFF")
-                sqlite.execute("BEGIN IMMEDIATE")
-                sqlite.execute(_SCHEMA)
-                sqlite.execute("COMMIT")
-            except BaseException:
-                sqlite.close()
-                raise
-            if before in (None, self._inode()):
-                return sqlite
-            sqlite.close()  # another process set the file aside meanwhile
-
-    def _connect_to_read(self) -> sqlite3.Connection | None:
-        if not self.path.exists():
-            return None
-        try:
-            return _readable(self.path, "rw" if self._writable else "ro")
-        except sqlite3.OperationalError as error:
-            if self._writable or _code(error) not in _CANNOT_OPEN:
-                raise
-        return self._open_copy()
-
-    def _open_copy(self) -> sqlite3.Connection | None:
-        """A copy in a temporary folder: SQLite cannot read a file in WAL mode where it cannot write beside it."""
+                return _with_table(_connect(self.path, "?mode=ro"))
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+                    raise
+        # A copy in a temporary folder: SQLite cannot always read a file in WAL mode where it cannot write beside it.
         self._copied = self._stamp()
-        self._copy = self._copy or tempfile.TemporaryDirectory(prefix="tvkd-")
-        target = Path(self._copy.name, FILE)
+        self._copy = tempfile.TemporaryDirectory(prefix="tvkd-")
         try:
-            for suffix in ("-shm", "-wal", ""):
-                Path(f"{target}{suffix}").unlink(missing_ok=True)
-                if suffix != "-shm" and Path(f"{self.path}{suffix}").exists():
-                    shutil.copyfile(f"{self.path}{suffix}", f"{target}{suffix}")
+            for name in (WAL, FILE):
+                if (self._folder.root / name).exists():
+                    shutil.copyfile(self._folder.root / name, Path(self._copy.name, name))
         except OSError as error:
             raise StoreUnavailable(
                 f"the store {self._folder} cannot be read: {FILE} cannot be copied: {error}"
             ) from error
-        return _readable(target, "rw") if target.exists() else None
+        return _with_table(_connect(Path(self._copy.name, FILE)))
 
-    def copied_rows(self) -> int:
-        """Number of rows in a copy of the file: safe on a network file system, where SQLite's locks are not."""
-        with self._use(self._reader, "read"):
-            sqlite = self._open_copy()
-            rows = int(sqlite.execute("SELECT count(*) FROM blocks").fetchone()[0]) if sqlite else 0
-            if sqlite:
+    def _open_to_write(self) -> sqlite3.Connection:
+        while True:
+            before = self.path.stat().st_ino if self.path.exists() else None
+            sqlite = _connect(self.path)
+            try:
+                if sqlite.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                    sqlite.execute("PRAGMA page_size = 16384")
+                    sqlite.execute("PRAGMA journal_mode = WAL")
+                for setting in ("synchronous = FULL", "wal_autocheckpoint = 0", "secure_delete = OFF"):
+                    sqlite.execute(f"PRAGMA {setting}")
+                sqlite.execute(_SCHEMA)
+            except BaseException:
                 sqlite.close()
-        self.close()
-        return rows
+                raise
+            if before in (None, self.path.stat().st_ino):
+                return sqlite
+            sqlite.close()  # another process set the file aside meanwhile
 
     def _stamp(self) -> object:
-        paths = [path for path in (self.path, Path(f"{self.path}-wal")) if path.exists()]
-        return [(path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
-
-    def _inode(self) -> int | None:
-        return self.path.stat().st_ino if self.path.exists() else None
+        paths = [self._folder.root / name for name in (FILE, WAL)]
+        return [(path.stat().st_mtime_ns, path.stat().st_size) for path in paths if path.exists()]
 
     def _checked(self, row: tuple[int, bytes, str, str, int, bytes]) -> Row:
         id_, key, names, teacher, crc, numbers = row
@@ -299,17 +252,17 @@ class Recent:
             block = np.frombuffer(numbers, "<f4").astype(np.float32, copy=False).reshape(-1, len(columns))
             return Row(id_, key, columns, teacher, check(columns, block))
         except (Damaged, ValueError, TypeError, AttributeError) as damage:
-            self._report(f"{FILE}/{id_}", damage if isinstance(damage, Damaged) else Damaged(str(damage)))
+            self._report(f"{FILE}/{id_}", Damaged(str(damage)))
             return Row(id_, key, columns, teacher, None)
 
 
-def _connect(uri: str) -> sqlite3.Connection:
+def _connect(path: Path, mode: str = "") -> sqlite3.Connection:
+    uri = path.absolute().as_uri() + mode
     return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
 
-def _readable(path: Path, mode: str) -> sqlite3.Connection | None:
-    """A connection that reads; None while the file has no table yet."""
-    sqlite = _connect(f"{path.absolute().as_uri()}?mode={mode}")
+def _with_table(sqlite: sqlite3.Connection) -> sqlite3.Connection | None:
+    """The connection, when it can read; None while the file has no table yet."""
     try:
         if sqlite.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             sqlite.execute("SELECT id FROM blocks LIMIT 1").fetchall()
@@ -319,23 +272,6 @@ def _readable(path: Path, mode: str) -> sqlite3.Connection | None:
         raise
     sqlite.close()
     return None
-
-
-@contextlib.contextmanager
-def _snapshot(sqlite: sqlite3.Connection) -> Iterator[None]:
-    """One read transaction for several queries; nothing where a transaction is open."""
-    if sqlite.in_transaction:
-        yield
-        return
-    sqlite.execute("BEGIN")
-    try:
-        yield
-    finally:
-        sqlite.execute("COMMIT")
-
-
-def _code(error: sqlite3.Error) -> int:
-    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
 
 
 def _crc32c(teacher: str, key: bytes, columns: str, numbers: bytes) -> int:

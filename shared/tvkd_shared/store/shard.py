@@ -15,7 +15,6 @@ from tvkd_shared.store.block import Damaged
 from tvkd_shared.store.cache import ChunkCache, SharedFailureLock
 from tvkd_shared.store.files import Files
 
-
 CHUNK_ROWS = 4096
 _CRC_BYTES = 4
 _TAIL_BYTES = 1 << 16

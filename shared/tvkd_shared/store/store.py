@@ -1,13 +1,12 @@
-"""A store that takes records and whose segments are added to, merged and removed, by any number of processes."""
+"""A store that takes records, and whose segments are added to, merged and removed, by any number of processes."""
 
 import itertools
 import logging
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from tvkd_shared.store.catalog import COMMITS, Commit, numbered
 from tvkd_shared.store.files import Files, files_at
 from tvkd_shared.store.folder import Folder, network_file_system
 from tvkd_shared.store.format import STORE_FILE, Format, read_format
-from tvkd_shared.store.reader import TEACHERS, Piece, StoreReader, record_of
-from tvkd_shared.store.segment import SEGMENTS, NewSegment, Segment, SegmentEntry, format_of_segments, new_segment
+from tvkd_shared.store.reader import TEACHERS, Columns, Search, StoreReader
+from tvkd_shared.store.segment import SEGMENTS, NewSegment, Segment, format_of_segments, new_segment
 
 _logger = logging.getLogger(__name__)
 
@@ -31,10 +30,10 @@ SEAL_BYTES = 8 << 20
 CHECKPOINT_EVERY = 256
 """Commits that are read one by one when a store is opened, at most."""
 _FRESH_SECONDS = 300.0
-"""How old a list of commits may be when the next is created. `gc` keeps commits that this writer may lack for longer."""
+"""How old the list of commits may be when the next is created: far younger than commits that `gc` removes."""
 
-Blocks = dict[tuple[str, tuple[str, ...]], dict[bytes, Float32]]
-"""Blocks by teacher and columns, then by key."""
+Given = Sequence[tuple[bytes, Columns, Float32]]
+"""Blocks, each with its key and columns."""
 
 
 def open_store(
@@ -49,7 +48,7 @@ def open_store(
     files = files_at(place)
     if isinstance(files, Folder) and (kind := network_file_system(files.root)):
         raise StoreUnavailable(
-            f"the store {place} cannot be written on a network file system ({kind}), where SQLite's locks are not safe: "
+            f"the store {place} cannot be written on a network file system ({kind}), where SQLite's locks are unsafe: "
             "use a local disk, or object storage (s3://…)"
         )
     if files.remote:
@@ -73,59 +72,67 @@ class Store(StoreReader):
         self._writer = uuid.uuid4().hex[:12]
         self._numbers = itertools.count(1)
         self._listed_at = time.time()
-        self._writing = threading.Lock()
         self._committing = threading.Lock()
         self._sealing = threading.Lock()
         self._seal_bytes = self._seal_at = seal_bytes
         self._waiting_bytes = self._from_recent(lambda recent: recent.size()) or 0
         self._wake = threading.Event()
-        self._sealer: threading.Thread | None = None
+        self._sealer = threading.Thread(target=self._seal_in_background, name="tvkd-sealer", daemon=True)
         self._closed = False
+        if self.recent:
+            self._sealer.start()
 
     def put(self, teacher: str, records: Sequence[tuple[bytes, Record]]) -> list[Record]:
         """Keep the columns of a teacher's records that are not in the store yet, and return when they are durable.
 
         Returns the records as they are stored, which is what every reader gets: of a column that is put twice the first
-        counts. Raises ValueError when a key does not have 16 bytes, or a completion has another length than its columns
-        in the store; StoreUnavailable when disk or service fails: which of the records are kept is then not known.
+        counts. Raises ValueError when a key does not have 16 bytes, or a completion has another length than in the
+        store; StoreUnavailable when disk or service fails: which of the records are kept is then not known.
         """
         if wrong := [key for key, _ in records if len(key) != KEY_BYTES]:
             raise ValueError(f"key {wrong[0].hex()} has {len(wrong[0])} bytes, not {KEY_BYTES}")
-        if self._closed:
-            raise StoreUnavailable(f"the store {self.place} is closed")
         bits = self.format.mantissa_bits
         given = [(key, record.columns, rounded(record.numbers, bits)) for key, record in records]
-        stored = self._add(teacher, given, publish=self.remote)
+        _, search = self.add(teacher, given, publish=self.remote)
         if self._waiting_bytes > self._seal_at:
-            self._wake_sealer()
-        return [stored.get((key, columns)) or Record(columns, block) for key, columns, block in given]
+            self._wake.set()
+        return [search.record(key, names) or Record(names, block) for key, names, block in given]
 
-    def add_blocks(self, teacher: str, columns: tuple[str, ...], blocks: Mapping[bytes, Float32]) -> None:
-        """Publish blocks as a segment: of each, the columns that are not in the store yet."""
-        self._add(teacher, [(key, columns, block) for key, block in blocks.items()], publish=True)
+    def add(self, teacher: str, given: Given, *, publish: bool) -> tuple[int, Search]:
+        """Store those columns of blocks that are missing, in SQLite or, with `publish`, in segments.
+
+        Returns the number of stored blocks, and a search that finds all that were given. Raises as `put` does.
+        """
+        try:
+            with self._exclusively():
+                return self._add(teacher, given, publish)
+        except Damaged as damage:
+            if self.recent is None:
+                raise
+            target = self.recent.set_aside()
+            _logger.warning("%s: %s; it is kept as %s, and what it held is missing", self.place, damage, target.name)
+        with self._exclusively():
+            return self._add(teacher, given, publish)
 
     def add_teacher(self, teacher_id: str, provenance: Mapping[str, Any]) -> None:
         """Keep a teacher's provenance under its id, in place of what was kept before."""
-        self.files.write({f"{TEACHERS}/{teacher_id}.json": document.to_bytes(dict(provenance) | {"id": teacher_id})})
+        self.files.write({f"{TEACHERS}/{teacher_id}.json": document.to_bytes({**provenance, "id": teacher_id})})
 
     def seal(self) -> None:
-        """Publish every recent block, of other processes too. Raises StoreUnavailable when that fails: they stay recent."""
-        if self._recent is None or not self._recent.path.exists():
+        """Publish every recent block, of other processes too. Raises StoreUnavailable when that fails: they stay."""
+        if self.recent is None or not (rows := self.recent_rows()):
             return
         with self._sealing:
             rows = self.recent_rows()
-            sound = [row for row in rows if row.numbers is not None]
-            blocks: Blocks = {}
-            for row in sound:
-                if row.numbers is not None and not self._is_published(row.key, row.columns):
+            blocks: dict[tuple[str, Columns], dict[bytes, Float32]] = {}
+            for row in rows:
+                # A crash between publishing and deleting leaves a row that is in a segment too.
+                if row.numbers is not None and self.search([row.key], row.columns, recent=False, refresh=False).missing:
                     blocks.setdefault((row.teacher, row.columns), {})[row.key] = row.numbers
-            if blocks:
-                self.publish(self._segments(blocks))
-            if rows:
-                self._recent.delete(rows)
-            self._waiting_bytes = max(
-                0, self._waiting_bytes - sum(row.numbers.nbytes for row in sound if row.numbers is not None)
-            )
+            self.publish([self.new_segment(*group, of_key) for group, of_key in blocks.items()])
+            self.recent.delete(rows)
+            sealed = sum(row.numbers.nbytes for row in rows if row.numbers is not None)
+            self._waiting_bytes = max(0, self._waiting_bytes - sealed)
             self._seal_at = self._seal_bytes
             self.save_index(grown=1.25)
 
@@ -135,18 +142,22 @@ class Store(StoreReader):
         Returns False, and publishes nothing, when one of those to be removed is not live any more. Raises
         StoreUnavailable when disk or service fails; whether it was published is then not known.
         """
+        leaving = dict.fromkeys(removed, time.time())
+        if not segments and not leaving:
+            return True
         for segment in segments:
             self._write(segment)
-        leaving = dict.fromkeys(removed, time.time())
         with self._committing:
             if leaving or not self.remote or time.time() - self._listed_at > _FRESH_SECONDS:
                 self.refresh()
-                self._listed_at = time.time()
             while True:
                 if not set(leaving) <= set(self.catalog.segments):
                     return False
                 number = self.catalog.number + 1
-                commit = Commit(writer=self._writer, add=self._entries(segments, leaving, number), remove=leaving)
+                # Merged segments count from where the first of their parts did.
+                order = min((self.catalog.segments[name].order for name in leaving), default=number)
+                added = [new.entry.model_copy(update={"order": order, **self._new(new, leaving)}) for new in segments]
+                commit = Commit(writer=self._writer, add=added, remove=leaving)
                 created = self.files.create(numbered(COMMITS, number), commit.to_bytes())
                 with self._refreshing:
                     if self.catalog.number == number - 1:  # otherwise another thread has read it meanwhile
@@ -161,6 +172,11 @@ class Store(StoreReader):
             self.write_checkpoint()
         return True
 
+    def new_segment(self, teacher: str, columns: Columns, blocks: Mapping[bytes, Float32]) -> NewSegment:
+        """A segment under a name that nobody has used."""
+        name = f"{self._writer}-{next(self._numbers):06d}"
+        return new_segment(name, teacher, columns, blocks, mantissa_bits=self.format.mantissa_bits)
+
     def refresh(self) -> None:
         began = time.time()
         super().refresh()
@@ -171,100 +187,53 @@ class Store(StoreReader):
         with self._refreshing:
             self.catalog.write_checkpoint()
 
-    def new_name(self) -> str:
-        """A segment's name that nobody has used."""
-        return f"{self._writer}-{next(self._numbers):06d}"
-
     def close(self) -> None:
         """Seal the recent blocks and close the store. When that fails they stay in SQLite, and a warning is logged."""
-        with self._writing:
-            if self._closed:
-                return
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
         self._wake.set()
-        if self._sealer:
+        if self.recent:
             self._sealer.join()
         try:
             self.seal()
             self.save_index()
+            if self.recent and self.recent.path.exists():
+                self.recent.checkpoint(shrink=True)
         except (StoreUnavailable, Damaged) as error:
             _logger.warning("%s; recent blocks stay in SQLite", error)
-        if self._recent:
-            self._recent.close(shrink=True)
         super().close()
-
-    def _add(
-        self, teacher: str, given: Sequence[tuple[bytes, tuple[str, ...], Float32]], *, publish: bool
-    ) -> dict[tuple[bytes, tuple[str, ...]], Record]:
-        """Store what is missing. Returns the records of keys that had some of their columns in the store before."""
-        try:
-            with self._exclusively():
-                return self._add_missing(teacher, given, publish=publish)
-        except Damaged as damage:
-            assert self._recent is not None  # noqa: S101 - nothing else raises it
-            target = self._recent.set_aside()
-            _logger.warning("%s: %s; it is kept as %s, and what it held is missing", self.place, damage, target.name)
-        with self._exclusively():
-            return self._add_missing(teacher, given, publish=publish)
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
         """In a folder, no other process or thread stores blocks meanwhile. In object storage the commits decide."""
-        if self._recent is None:
-            yield
-            return
-        with self._writing, self._recent.transaction():
+        with self.recent.transaction() if self.recent else nullcontext():
+            if self._closed:
+                raise StoreUnavailable(f"the store {self.place} is closed")
             yield
 
-    def _add_missing(
-        self, teacher: str, given: Sequence[tuple[bytes, tuple[str, ...], Float32]], *, publish: bool
-    ) -> dict[tuple[bytes, tuple[str, ...]], Record]:
+    def _add(self, teacher: str, given: Given, publish: bool) -> tuple[int, Search]:
         columns = tuple(dict.fromkeys(name for _, names, _ in given for name in names))
-        here = self.pieces({key for key, *_ in given}, columns, refresh=not self.remote, writing=True)
-        known = {key: {name for piece in pieces for name in piece.columns} for key, pieces in here.items()}
-        blocks: Blocks = {}
+        search = self.search([key for key, *_ in given], columns, refresh=not self.remote)
+        new: dict[Columns, dict[bytes, Float32]] = {}
         for key, names, block in given:
-            self._check_length(key, block, here)
-            rest = tuple(name for name in names if name not in known.get(key, ()))
-            if rest:
+            if any(len(piece.numbers) != len(block) for piece in search.pieces.get(key, ())):
+                raise ValueError(f"key {key.hex()} has another number of states in the store than {len(block)}")
+            if rest := tuple(name for name in names if name in search.missing.get(key, ())):
                 part = block if rest == names else block[:, [names.index(name) for name in rest]]
-                blocks.setdefault((teacher, rest), {})[key] = part
-                known.setdefault(key, set()).update(rest)
-        again = set(here) | {key for key, count in Counter(key for key, *_ in given).items() if count > 1}
-        if blocks and publish:
-            self.publish(self._segments(blocks))
+                new.setdefault(rest, {})[key] = part
+                search.take(key, "", rest, part)
+        stored = sum(map(len, new.values()))
+        if new and publish:
+            self.publish([self.new_segment(teacher, names, blocks) for names, blocks in new.items()])
             self.save_index(grown=1.25)
-            again = {key for key, *_ in given}  # another writer's commit may have come first
-        elif blocks and self._recent:
-            rows = [(key, names, block) for (_, names), of_key in blocks.items() for key, block in of_key.items()]
-            self._recent.insert(teacher, rows)
+            # Another writer's commit may have come first.
+            search = self.search([key for key, *_ in given], columns, refresh=False)
+        elif new and self.recent:
+            rows = [(key, names, block) for names, blocks in new.items() for key, block in blocks.items()]
+            self.recent.insert(teacher, rows)
             self._waiting_bytes += sum(block.nbytes for _, _, block in rows)
-        stored: dict[tuple[bytes, tuple[str, ...]], Record] = {}
-        if again:
-            pieces = self.pieces(again, columns, refresh=False, writing=True)
-            for key, names, _ in given:
-                if key in again and (record := record_of(pieces.get(key, []), names)):
-                    stored[key, names] = record
-        return stored
-
-    def _is_published(self, key: bytes, columns: tuple[str, ...]) -> bool:
-        """Whether a recent block is in segments too, which a crash between publishing and deleting leaves behind."""
-        pieces = self.published([key], columns).get(key, [])
-        return {name for piece in pieces for name in piece.columns} == set(columns)
-
-    def _check_length(self, key: bytes, block: Float32, pieces: Mapping[bytes, Sequence[Piece]]) -> None:
-        for piece in pieces.get(key, ()):
-            if len(piece.numbers) != len(block):
-                raise ValueError(
-                    f"key {key.hex()} has {len(piece.numbers)} states in the store, not {len(block)}: "
-                    "a key stands for one completion"
-                )
-
-    def _segments(self, blocks: Blocks) -> list[NewSegment]:
-        return [
-            new_segment(self.new_name(), teacher, columns, of_key, mantissa_bits=self.format.mantissa_bits)
-            for (teacher, columns), of_key in blocks.items()
-        ]
+        return stored, search
 
     def _write(self, segment: NewSegment) -> None:
         folder = f"{SEGMENTS}/{segment.entry.name}"
@@ -277,41 +246,26 @@ class Store(StoreReader):
             raise
         Segment(self.files, segment.entry, self._cache).prime(segment.arrays)
 
-    def _entries(self, segments: Sequence[NewSegment], leaving: Mapping[str, float], number: int) -> list[SegmentEntry]:
-        """What commit `number` says of segments. Merged segments count from where the first of their parts did."""
-        order = min((self.catalog.segments[name].order for name in leaving), default=number)
-        return [
-            segment.entry.model_copy(update={"order": order, **self._new(segment, leaving)}) for segment in segments
-        ]
-
     def _new(self, segment: NewSegment, leaving: Mapping[str, float]) -> dict[str, int]:
         """The completions that a segment brings into the store: all of them, where it takes the place of others."""
         if not segment.entry.counts_sequences:
             return {}
         new = np.ones(segment.entry.records, bool)
         if not leaving:
-            live = self._view.segments
-            for name, hits in self._view.index.find(segment.keys).items():
+            live, index = self._view
+            for name, hits in index.find([row.tobytes() for row in segment.arrays["keys"]]).items():
                 if name in live and live[name].counts_sequences:
                     new[[which for which, _ in hits]] = False
-        return {"sequences": int(new.sum()), "tokens": int(segment.tokens[new].sum())}
-
-    def _wake_sealer(self) -> None:
-        if self._sealer is None or not self._sealer.is_alive():
-            with self._writing:
-                if self._sealer is None or not self._sealer.is_alive():
-                    self._sealer = threading.Thread(target=self._seal_in_background, name="tvkd-sealer", daemon=True)
-                    self._sealer.start()
-        self._wake.set()
+        tokens = np.diff(segment.arrays["offsets"]) - 1
+        return {"sequences": int(new.sum()), "tokens": int(tokens[new].sum())}
 
     def _seal_in_background(self) -> None:
-        while True:
+        while not self._closed:
             self._wake.wait()
             self._wake.clear()
-            if self._closed:
-                return
             try:
-                self.seal()
+                if not self._closed:
+                    self.seal()
             except Exception as error:
                 # The blocks are safe in SQLite, and without this thread its file would only grow.
                 _logger.warning("%s; recent blocks stay in SQLite", error, exc_info=not isinstance(error, OSError))

@@ -1,12 +1,15 @@
 """Checking every byte of a store: what a reader would find damaged one day is found now."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+import google_crc32c
 import numpy as np
 
-from tvkd_shared.store import document
+from tvkd_shared.store import document, write_ahead_log
 from tvkd_shared.store.block import Damaged, check
 from tvkd_shared.store.cache import ChunkCache
 from tvkd_shared.store.catalog import CHECKPOINTS, COMMITS
@@ -14,7 +17,10 @@ from tvkd_shared.store.certificate import CERTIFICATES
 from tvkd_shared.store.format import STORE_FILE
 from tvkd_shared.store.index import Index
 from tvkd_shared.store.reader import TEACHERS, StoreReader
+from tvkd_shared.store.recent import CHECKSUM_FILE, FILE
 from tvkd_shared.store.segment import METADATA, SEGMENTS, Segment, SegmentEntry, metadata_crc32, read_attributes
+
+_ATTEMPTS, _PAUSE_SECONDS = 4, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,38 @@ def _documents(store: StoreReader) -> list[Damage]:
 
 
 def _recent(store: StoreReader) -> list[Damage]:
-    return []
+    """Damage of the SQLite file: of its rows, of its structure, and of any byte as of the last checkpoint."""
+    if store.recent is None or not store.recent.path.exists():
+        return []
+    damage = []
+    try:
+        damage = [
+            Damage(f"{FILE}/{row.id}", "a row does not match its checksum")
+            for row in store.recent.rows()
+            if row.numbers is None
+        ]
+        damage += [Damage(FILE, line) for line in store.recent.integrity() if line != "ok"]
+    except Damaged as error:
+        damage.append(Damage(FILE, str(error)))
+    for _ in range(_ATTEMPTS):  # a writer may change a file between two reads
+        wrong = [*_main_file(store, store.recent.path), *write_ahead_log.check(store.files)]
+        if not wrong:
+            return damage
+        time.sleep(_PAUSE_SECONDS)
+    return damage + [Damage(*item) for item in wrong]
+
+
+def _main_file(store: StoreReader, path: Path) -> Iterable[tuple[str, str]]:
+    try:
+        note = document.from_bytes(store.files.read(CHECKSUM_FILE), CHECKSUM_FILE)
+    except FileNotFoundError:
+        return  # since a crash there was no checkpoint
+    except Damaged as error:
+        yield CHECKSUM_FILE, str(error)
+        return
+    content = write_ahead_log.read_open_file(path)
+    if (len(content), google_crc32c.value(content)) != (note["bytes"], note["crc32c"]):
+        yield FILE, f"does not match {CHECKSUM_FILE}"
 
 
 def _index(store: StoreReader) -> list[Damage]:
