@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tvkd_client.http import TeacherClient
 from tvkd_shared.errors import InvalidRequest, NotCached, StoreUnavailable, TeacherMismatch
 from tvkd_shared.key import completion_keys
-from tvkd_shared.record import Record
+from tvkd_shared.record import Record, column_names
 from tvkd_shared.store import StoreReader
 from tvkd_shared.wire import TeacherInfo, TokenItem
 
@@ -105,11 +105,7 @@ class StoreSource:
         reader, teacher = self._open()
         pairs = zip(prompts, completions, strict=True)
         keys = [completion_keys(teacher, prompt, [completion])[0] for prompt, completion in pairs]
-        found = [
-            record
-            for record in reader.get(keys, self.temperatures)
-            if record is not None and all(temperature in record.values for temperature in self.temperatures)
-        ]
+        found = [record for record in reader.get(keys, column_names(self.temperatures)) if record is not None]
         if len(found) < len(keys):
             raise NotCached(
                 f"{len(keys) - len(found)} of {len(keys)} completions are not in store {self.place} at temperatures "

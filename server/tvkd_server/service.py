@@ -10,7 +10,7 @@ from tvkd_server.admission import Admission
 from tvkd_server.flights import Claim, Flights, Landing
 from tvkd_server.metrics import Metrics
 from tvkd_server.settings import ServeSettings
-from tvkd_server.store import Store
+from tvkd_shared.store import Store
 from tvkd_server.teachers.limits import check
 from tvkd_server.teachers.teacher import Teacher
 from tvkd_server.writer import GroupCommit

@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 
 from tvkd_server.settings import ServeSettings
-from tvkd_server.store import Store
+from tvkd_shared.store import Store
 from tvkd_shared.record import Record
 
 Records = list[tuple[bytes, Record]]

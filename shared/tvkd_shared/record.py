@@ -102,6 +102,14 @@ class Record:
         check_numbers(self.columns, self.numbers)
 
     @classmethod
+    def checked(cls, columns: tuple[str, ...], numbers: Float32) -> "Record":
+        """A record of numbers that were checked before, without another check."""
+        record = object.__new__(cls)
+        object.__setattr__(record, "columns", columns)
+        object.__setattr__(record, "numbers", numbers)
+        return record
+
+    @classmethod
     def of(cls, values: Mapping[float, Float32], action_logits: Float32, entropies: Float32) -> "Record":
         """A record of the usual columns from a row each: values by temperature, with 1.0 among them."""
         if 1.0 not in values:

@@ -89,10 +89,10 @@ def test_another_teacher_than_the_one_named_is_refused(server, tmp_path):
 
 
 def test_a_store_of_two_teachers_wants_one_named(served, tmp_path):
-    from tvkd_server.store import LocalStore
+    from tvkd_shared.store import open_store
 
     ids = ["a" * 32, "b" * 32]
-    store = LocalStore(tmp_path / "two")
+    store = open_store(tmp_path / "two")
     info = served[0].client.teacher()
     for teacher in ids:
         store.add_teacher(info.model_copy(update={"id": teacher}))
@@ -105,12 +105,12 @@ def test_a_store_of_two_teachers_wants_one_named(served, tmp_path):
 @pytest.fixture
 def one_value(served, tmp_path):
     """A store of one value, and its record."""
-    from tvkd_server.store import LocalStore
+    from tvkd_shared.store import open_store
 
     teacher = served[0].client.teacher()
     (record,) = served[0].fetch(PROMPTS[:1], COMPLETIONS[:1])
-    with closing(LocalStore(tmp_path / "one")) as store:
-        store.add_teacher(teacher)
+    with closing(open_store(tmp_path / "one")) as store:
+        store.add_teacher(teacher.id, teacher.model_dump(mode="json"))
         store.put(teacher.id, [(completion_keys(teacher.id, PROMPTS[0], COMPLETIONS[:1])[0], record)])
     return tmp_path / "one", teacher, record
 

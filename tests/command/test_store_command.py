@@ -11,7 +11,7 @@ import pytest
 from running_server import start_server
 from tvkd.store.command import main
 from tvkd_client.prefetch import main as prefetch
-from tvkd_server.store import LocalStore
+from tvkd_shared.store import open_store
 from tvkd_shared.store import StoreReader
 
 PAIRS = [
@@ -94,13 +94,13 @@ def test_an_export_is_a_store_with_a_card_and_imports_to_the_bit(filled, capsys,
 
 
 def test_an_import_keeps_what_is_there_and_takes_what_a_live_server_still_has_in_its_log(filled, capsys, tmp_path):
-    with closing(LocalStore(tmp_path / "live")) as live:
+    with closing(open_store(tmp_path / "live")) as live:
         keys = list(everything(filled / "values"))
         (record,) = StoreReader(filled / "values").get(keys[:1])
         other = {tau: row + np.float32(1) for tau, row in record.values.items()}
         changed = type(record)(other, record.action_logits, record.entropies)
         live.put("t" * 32, [(keys[0], changed)])
-        with closing(LocalStore(tmp_path / "target")) as target:
+        with closing(open_store(tmp_path / "target")) as target:
             target.put("t" * 32, [(keys[1], changed)])
         code, done = run(capsys, "import", "--store", tmp_path / "target", "--source", tmp_path / "live")
         assert (code, done["copied"]) == (0, 1)
@@ -132,7 +132,7 @@ def test_a_rescored_sample_becomes_a_certificate_that_a_trainer_can_demand(fille
 
 def test_a_certificate_tells_wrong_values(filled, capsys, tiny_teacher, tmp_path):
     (teacher, provenance), *_ = StoreReader(filled / "values").teachers().items()
-    with closing(StoreReader(filled / "values")) as right, closing(LocalStore(tmp_path / "wrong")) as wrong:
+    with closing(StoreReader(filled / "values")) as right, closing(open_store(tmp_path / "wrong")) as wrong:
         from tvkd_shared.wire import TeacherInfo
 
         wrong.add_teacher(TeacherInfo.model_validate(provenance))
@@ -185,7 +185,7 @@ def test_damage_is_told_by_name_and_by_exit_code(filled, capsys, tmp_path):
 @pytest.fixture
 def reduced(filled, tmp_path):
     """The same values in a store of 10 mantissa bits."""
-    with closing(LocalStore(tmp_path / "reduced", mantissa_bits=10)):
+    with closing(open_store(tmp_path / "reduced", mantissa_bits=10)):
         pass
     assert main(["import", "--store", str(tmp_path / "reduced"), "--source", str(filled / "values")]) == 0
     return tmp_path / "reduced"

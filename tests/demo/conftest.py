@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from known_records import scored
 
-from tvkd_server.store import LocalStore
+from tvkd_shared.store import open_store
 from tvkd_shared.key import completion_keys
 from tvkd_shared.wire import TeacherInfo
 
@@ -32,7 +32,7 @@ def small_store(tiny_teacher, tmp_path_factory) -> SmallStore:
     pair = {"prompt": "<user> w20 w21 <assistant> ", "chosen": "w8 w9 ", "rejected": "w10 "}
     (folder / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
     chosen_key, rejected_key = completion_keys(TEACHER.id, [4, 20, 21, 5], [[8, 9, 2], [10, 2]])
-    with closing(LocalStore(folder / "store")) as store:
+    with closing(open_store(folder / "store")) as store:
         store.add_teacher(TEACHER)
         store.put(TEACHER.id, [(chosen_key, scored([1.0, 3.0, 2.0, 2.5])), (rejected_key, scored([1.0, 0.5, 0.0]))])
     return SmallStore(folder / "store", folder / "pairs.jsonl", tiny_teacher)

@@ -15,7 +15,7 @@ from tvkd_client.dataset import load_preferences
 from tvkd_client.picture import luminance, shade
 from tvkd_client.preference_tokens import load_tokenizer, tokenize_preferences
 from tvkd_client.show import main
-from tvkd_server.store import LocalStore
+from tvkd_shared.store import open_store
 from tvkd_shared.key import completion_keys
 from tvkd_shared.store import StoreReader
 from tvkd_shared.wire import TeacherInfo
@@ -64,8 +64,8 @@ def test_a_folder_s_other_ends_of_sequence_are_ends(small_store, tmp_path, capsy
     with closing(StoreReader(small_store.path)) as reader:
         teacher = TeacherInfo.model_validate(reader.teachers()["0" * 32])
     keys = completion_keys(teacher.id, tokens["prompt_ids"], [tokens["chosen_ids"], tokens["rejected_ids"]])
-    with closing(LocalStore(tmp_path / "store")) as store:
-        store.add_teacher(teacher)
+    with closing(open_store(tmp_path / "store")) as store:
+        store.add_teacher(teacher.id, teacher.model_dump(mode="json"))
         store.put(teacher.id, [(key, scored([1.0, 3.0, 2.0, 2.5])) for key in keys])
 
     def numbers() -> list[str]:

@@ -17,14 +17,13 @@ from typing import Any
 import obstore
 from stored_records import key_of, record_of
 
-from tvkd_server.store import publisher
-from tvkd_server.store.compact import compact
-from tvkd_server.store.copying import copy
-from tvkd_server.store.gc import collect
-from tvkd_server.store.shared import SharedStore
-from tvkd_shared.store import StoreReader
+from tvkd_shared.store import StoreReader, open_store
+from tvkd_shared.store import store as store_module
+from tvkd_shared.store.compact import compact
+from tvkd_shared.store.copying import copy
+from tvkd_shared.store.gc import collect
 
-publisher.CHECKPOINT_EVERY = 4  # so that kills meet it
+store_module.CHECKPOINT_EVERY = 4  # so that kills meet it
 
 
 def further(number: int) -> tuple[float, ...]:
@@ -59,7 +58,7 @@ def write(place: str, acknowledged: int, task: dict[str, Any]) -> None:
         killed_at(task["request"], task["when"])
     if "seconds" in task:
         threading.Timer(task["seconds"], os.kill, (os.getpid(), signal.SIGKILL)).start()
-    with closing(SharedStore(place)) as store:
+    with closing(open_store(place)) as store:
         for number, batch in enumerate(task["batches"]):
             if number == 1 and task.get("step") == "putting":
                 killed_at(task["request"], task["when"])

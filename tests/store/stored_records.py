@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tvkd_shared.record import Float32, Record
+from tvkd_shared.record import Float32, Record, column_names
 
 TEACHER = "teacher"
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -33,12 +33,21 @@ def record_of(number: int, temperatures: tuple[float, ...] = (), variant: int = 
     return Record.of({1.0: value_1} | further, action_logits, entropies)
 
 
-def bits(record: Record | None) -> dict[object, bytes] | None:
-    """Every number of a record, to the bit; None for a miss."""
-    if record is None:
-        return None
-    rows = {"action_logits": record.action_logits, "entropies": record.entropies, **record.values}
-    return {name: row.tobytes() for name, row in rows.items()}
+def bits(record: Record | None) -> dict[str, bytes] | None:
+    """Every number of a record by column, to the bit; None for a miss."""
+    return None if record is None else {name: record.column(name).tobytes() for name in record.columns}
+
+
+def found_in(source, keys: Iterable[bytes], temperatures: Iterable[float] = ()) -> list[dict[str, bytes] | None]:
+    """As `bits`, what a store has of each key: all columns at once, or one by one where any is missing."""
+    keys, columns = list(keys), column_names(temperatures)
+    whole = [bits(record) for record in source.get(keys, columns)]
+    return [record or _columns_found(source, key, columns) for key, record in zip(keys, whole, strict=True)]
+
+
+def _columns_found(source, key: bytes, columns: Iterable[str]) -> dict[str, bytes] | None:
+    found = {name: record.column(name).tobytes() for name in columns for record in source.get([key], [name]) if record}
+    return found or None
 
 
 def numbered(numbers: Iterable[int], temperatures: tuple[float, ...] = ()) -> list[tuple[bytes, Record]]:
@@ -54,4 +63,4 @@ def flip(file: Path, position: int) -> None:
 
 def as_killed(live: Path, killed: Path) -> Path:
     """The files as they are now: what a killed process leaves."""
-    return shutil.copytree(live, killed)
+    return shutil.copytree(live, killed, ignore=shutil.ignore_patterns("*-shm"))  # a reboot leaves no shared memory

@@ -5,14 +5,13 @@ import pytest
 from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.store import document
 from tvkd_shared.store.catalog import CHECKPOINTS, COMMITS, Catalog, Commit, numbered
-from tvkd_shared.store.entry import SegmentEntry
 from tvkd_shared.store.folder import Folder
-from tvkd_shared.store.log import LogReader
+from tvkd_shared.store.segment import SegmentEntry
 
 
 def entry(name, order=1):
     return SegmentEntry(
-        name=name, teacher="t", temperature=0.0, records=1, states=2, bytes=9, metadata_crc32=0, order=order
+        name=name, teacher="t", columns=("value_1",), records=1, states=2, bytes=9, metadata_crc32=0, order=order
     )
 
 
@@ -52,7 +51,7 @@ def test_a_segment_that_was_removed_does_not_come_back(files):
     commit(files, 3, "a")
     catalog = Catalog(files)
     assert (set(catalog.segments), catalog.removed) == ({"b", "c"}, {"a": 1.0})
-    catalog.checkpoint()
+    catalog.write_checkpoint()
     assert (Catalog(files).segments, Catalog(files).removed) == (catalog.segments, catalog.removed)
 
 
@@ -66,7 +65,7 @@ def test_an_opening_starts_at_the_last_checkpoint_and_reads_on(files):
     for number in range(1, 8):
         commit(files, number, f"s{number}")
         if number in (3, 5):
-            Catalog(files).checkpoint()
+            Catalog(files).write_checkpoint()
     behind = Catalog(files)
     behind.segments, behind.number = {}, 0
     files.remove([numbered(COMMITS, number) for number in range(1, 6)])
@@ -96,7 +95,7 @@ def test_commits_that_are_collected_while_they_are_read_are_no_damage(files, mon
         found = names(folder, after)
         if folder == COMMITS and files.names is not names:
             monkeypatch.undo()
-            ahead.checkpoint()
+            ahead.write_checkpoint()
             files.remove([numbered(COMMITS, number) for number in range(1, 6)])
         return found
 
@@ -127,9 +126,9 @@ def test_a_refresh_that_fails_takes_nothing_in_and_the_next_takes_all(files, mon
 
 
 def test_what_is_not_a_commit_s_file_is_passed_over(files):
-    files.write({"commits/README.txt": b"", "checkpoints/notes": b"", "log/x.log": b""})
+    files.write({"commits/README.txt": b"", "checkpoints/notes": b"", "commits/x.json": b""})
     commit(files, 1, "a")
-    assert list(Catalog(files).segments) == ["a"] and not LogReader(files).pending()
+    assert list(Catalog(files).segments) == ["a"]
 
 
 def test_nothing_is_read_again_while_nothing_was_added(files, monkeypatch):
@@ -147,7 +146,7 @@ def test_nothing_is_read_again_while_nothing_was_added(files, monkeypatch):
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(files):
     for number in range(1, 4):
         commit(files, number, f"s{number}")
-        Catalog(files).checkpoint()
+        Catalog(files).write_checkpoint()
     files.write({numbered(CHECKPOINTS, 3): b"{}"})
     files.remove([numbered(COMMITS, 1), numbered(COMMITS, 2)])
     catalog = Catalog(files)
@@ -155,7 +154,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(files):
 
 
 def test_a_commit_of_another_version_is_refused_and_not_damage(files):
-    said = {"format": "tvkd-store", "version": 3, "writer": "w", "more": True}
+    said = {"format": "tvkd-store", "version": 4, "writer": "w", "more": True}
     files.create(numbered(COMMITS, 1), document.to_bytes(said))
-    with pytest.raises(StoreUnavailable, match="version 3; this program reads version 2"):
+    with pytest.raises(StoreUnavailable, match="version 4; this program reads version 3"):
         Catalog(files)

@@ -5,15 +5,12 @@ from contextlib import closing
 import pytest
 from stored_records import TEACHER, bits, key_of, numbered, record_of
 
-from tvkd_server.store import LocalStore
-from tvkd_server.store.compact import SEGMENT_BYTES, compact
-from tvkd_server.store.copying import Copied, copy
-from tvkd_server.store.gc import collect
-from tvkd_server.store.publisher import Publisher
-from tvkd_shared.store import StoreReader
-from tvkd_shared.store.block import blocks
+from tvkd_shared.record import column_names
+from tvkd_shared.store import StoreReader, open_store
 from tvkd_shared.store.certificate import Certificate, write_certificate
-from tvkd_shared.store.log import Name, Pending
+from tvkd_shared.store.compact import SEGMENT_BYTES, compact
+from tvkd_shared.store.copying import CopyCounts, copy
+from tvkd_shared.store.gc import collect
 
 CERTIFICATE = Certificate(
     teacher=TEACHER, made=1.0, commit=1, sequences=1, numbers=9, reference="r", errors={"1.0": 0.0}
@@ -22,13 +19,11 @@ CERTIFICATE = Certificate(
 
 def made(path, *segments, mantissa_bits=None):
     """A store with a segment for each list of records, in their order, also of keys that it has already."""
-    LocalStore(path, mantissa_bits=mantissa_bits).close()
-    with closing(Publisher(path)) as store:
+    open_store(path, mantissa_bits=mantissa_bits).close()
+    with closing(open_store(path)) as store:
         for records in segments:
-            found = {
-                Name(key, tau): Pending(TEACHER, block) for key, record in records for tau, block in blocks(record)
-            }
-            store.publish(store.new_segments(found))
+            blocks = {key: record.numbers for key, record in records}
+            store.publish([store.new_segment(TEACHER, column_names(), blocks)])
     return path
 
 
@@ -37,7 +32,7 @@ def one_each(numbers):
 
 
 def copied(source, target, **settings):
-    with closing(Publisher(target)) as publisher:
+    with closing(open_store(target)) as publisher:
         return copy(StoreReader(source), publisher, **{"segment_bytes": SEGMENT_BYTES} | settings)
 
 
@@ -47,7 +42,7 @@ def compacting(path, before, segment_bytes=SEGMENT_BYTES):
     def progress(entries):
         for number, entry in enumerate(entries):
             if number == before:
-                with closing(Publisher(path)) as other:
+                with closing(open_store(path)) as other:
                     compact(other, segment_bytes=segment_bytes)
                     collect(other, grace_seconds=0.0)
             yield entry
@@ -60,7 +55,7 @@ def compacting(path, before, segment_bytes=SEGMENT_BYTES):
 def test_a_source_that_is_compacted_and_collected_meanwhile_is_copied_whole(tmp_path, before, segment_bytes):
     source, target = made(tmp_path / "source", *one_each(range(8))), made(tmp_path / "target")
     done = copied(source, target, progress=compacting(source, before), segment_bytes=segment_bytes)
-    assert done == Copied(copied=8, present=0, damaged=0)
+    assert done == CopyCounts(copied=8, present=0, damaged=0)
     found = StoreReader(target).get([key_of(number) for number in range(8)])
     assert [bits(record) for record in found] == [bits(record_of(number)) for number in range(8)]
 
@@ -79,8 +74,8 @@ def test_of_two_values_of_a_key_the_one_that_counts_arrives_also_when_its_segmen
 def test_blocks_count_as_present_when_the_target_had_them_before(tmp_path):
     source = made(tmp_path / "source", *one_each(range(6)), numbered([5]))  # of two writers at once
     target = made(tmp_path / "target", numbered(range(2)))
-    assert copied(source, target, segment_bytes=1) == Copied(copied=4, present=2, damaged=0)
-    assert copied(source, target, segment_bytes=1) == Copied(copied=0, present=7, damaged=0)
+    assert copied(source, target, segment_bytes=1) == CopyCounts(copied=4, present=2, damaged=0)
+    assert copied(source, target, segment_bytes=1) == CopyCounts(copied=0, present=7, damaged=0)
 
 
 @pytest.mark.parametrize(

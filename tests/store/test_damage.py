@@ -2,18 +2,20 @@
 
 import logging
 import shutil
+import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 import zarr
-from stored_records import MEMORY, TEACHER, as_killed, bits, flip, key_of, numbered, record_of
+from stored_records import MEMORY, TEACHER, as_killed, bits, flip, found_in, key_of, numbered, record_of
 from zarr.codecs import BloscCodec
 
-from tvkd_server.store import LocalStore
 from tvkd_shared.errors import StoreUnavailable
-from tvkd_shared.store import StoreReader
+from tvkd_shared.store import StoreReader, open_store
 from tvkd_shared.wire import TeacherInfo
 
 NUMBERS = range(6)
@@ -28,14 +30,14 @@ INFO = TeacherInfo(
 
 @pytest.fixture(scope="module")
 def path():
-    """A store as a killed server leaves it, with every kind of file: 0 … 3 are sealed, 4 and 5 in the log."""
-    with TemporaryDirectory(dir=MEMORY) as folder, closing(LocalStore(Path(folder, "live"))) as store:
-        store.add_teacher(INFO)
+    """A store as a killed server leaves it, with every kind of file: 0 … 3 are sealed, 4 and 5 recent."""
+    with TemporaryDirectory(dir=MEMORY) as folder, closing(open_store(Path(folder, "live"))) as store:
+        store.add_teacher(INFO.id, INFO.model_dump(mode="json"))
         for first in (0, 1, 2):
             store.put(TEACHER, numbered([first] if first < 2 else [2, 3], (0.5,)))
             store.seal()
             if first < 2:
-                store.checkpoint()
+                store.write_checkpoint()
         store.save_index()
         store.files.remove(["commits/000000000001.json"])  # a checkpoint holds it
         store.put(TEACHER, numbered([4, 5], (0.5,)))
@@ -64,7 +66,7 @@ def flips(path, every, only=""):
 
 
 def read(source):
-    return [bits(record) for record in source.get(KEYS, [0.5])]
+    return found_in(source, KEYS, [0.5])
 
 
 def is_right_or_missing(found):
@@ -83,10 +85,10 @@ def read_damaged(path):
 
 def mends(path):
     """Whether all can be stored again, and reads right then, after reopening, and with the index made anew."""
-    with closing(LocalStore(path)) as store:
+    with closing(open_store(path)) as store:
         assert is_right_or_missing(read(store))
         store.put(TEACHER, numbered(NUMBERS, (0.5,)))
-        store.add_teacher(INFO)
+        store.add_teacher(INFO.id, INFO.model_dump(mode="json"))
         assert read(store) == RIGHT
     for _ in range(2):
         with closing(StoreReader(path)) as reader:
@@ -97,7 +99,8 @@ def mends(path):
 
 def test_there_is_every_kind_of_file(path):
     assert {file.relative_to(path).parts[0] for file in files_of(path)} == {
-        "store.json", "commits", "checkpoints", "segments", "teachers", "log", "index", "lock",
+        "store.json", "commits", "checkpoints", "segments", "teachers", "index",
+        "recent.sqlite", "recent.sqlite-wal", "recent.json",
     }  # fmt: skip
     assert read_damaged(path) == (RIGHT, 0)
 
@@ -114,26 +117,36 @@ def test_a_flipped_byte_of_a_segment_is_never_served(path):
     assert missed > 50
 
 
-def test_a_flipped_byte_of_the_log_is_never_served(path):
+def test_a_flipped_byte_of_what_is_recent_is_never_served(path):
     missed = 0
-    for file, position in flips(path, 11, "log"):
-        flip(file, position)
-        found, corrupt = read_damaged(path)
-        assert found[:4] == RIGHT[:4] and (found[4] == RIGHT[4] or found[5] == RIGHT[5]), position
-        assert (corrupt > 0) == (found[5] != RIGHT[5] or found[4] is None), "the last record may be half written"
-        missed += found != RIGHT
-        flip(file, position)
-    assert missed > 50
+    for file, position in flips(path, EVERY, "recent"):
+        with TemporaryDirectory(dir=MEMORY) as folder:
+            copy = shutil.copytree(path, Path(folder, "copy"))
+            flip(copy / file.name, position)
+            found, _ = read_damaged(copy)
+            assert found[:4] == RIGHT[:4], (file, position)
+            missed += found != RIGHT
+    assert missed > 20
 
 
-@pytest.mark.parametrize("kind", ["store.json", "commits", "checkpoints", "index"])
+@pytest.mark.parametrize("kind", ["store.json", "checkpoints", "index"])
 def test_a_flipped_byte_of_what_says_where_values_are_costs_none(path, kind):
-    unread = ["index", "commits/000000000002.json", "checkpoints/000000000001.json"]  # for a checkpoint holds them
+    unread = ["index", "checkpoints/000000000001.json"]  # an opening reads the newest checkpoint
     for file, position in flips(path, 13, kind):
         flip(file, position)
         found, corrupt = read_damaged(path)
         assert found == RIGHT, (file, position)
         assert (corrupt > 0) == (str(file.relative_to(path)) not in unread), (file, position)
+        flip(file, position)
+
+
+def test_a_damaged_commit_takes_what_it_named_and_nothing_else(path):
+    for file, position in flips(path, 13, "commits"):
+        flip(file, position)
+        found, corrupt = read_damaged(path)
+        last = file.name == "000000000003.json"  # a checkpoint holds the others
+        assert found == [None if last and n in (2, 3) else right for n, right in zip(NUMBERS, RIGHT, strict=True)]
+        assert (corrupt > 0) == last
         flip(file, position)
 
 
@@ -159,67 +172,94 @@ def test_what_a_missing_file_or_folder_took_can_be_stored_again(path):
         *(path / "segments").iterdir(),
         path / "segments",
         path / "checkpoints",
-        path / "log",
     ]:
         with TemporaryDirectory(dir=MEMORY) as folder:
             copy = shutil.copytree(path, Path(folder, "copy"))
             (shutil.rmtree if lost.is_dir() else Path.unlink)(copy / lost.relative_to(path))
             found, _ = read_damaged(copy)
-            assert (found == RIGHT) or {"segments", "log", "commits"} & set(lost.relative_to(path).parts), lost
+            assert (found == RIGHT) or {"segments", "commits", "recent.sqlite", "recent.sqlite-wal"} & set(
+                lost.relative_to(path).parts
+            ), lost
             assert mends(copy), lost
 
 
-def test_the_segments_of_a_damaged_commit_are_found_by_their_own_metadata(copy):
-    commits = sorted((copy / "commits").iterdir())
-    for commit in commits:
-        flip(commit, 100)
-    shutil.rmtree(copy / "checkpoints")
-    assert read_damaged(copy)[0] == RIGHT
-    with closing(LocalStore(copy)) as store:
-        assert read(store) == RIGHT
-    assert read_damaged(copy) == (RIGHT, 0), "the writer committed to them again"
-
-
-def test_segment_metadata_that_were_changed_are_not_believed(copy):
-    for metadata in copy.glob("segments/*/zarr.json"):
-        metadata.write_text(metadata.read_text().replace('"temperature": 0.5', '"temperature": 0.7'))
-    for commit in [*(copy / "commits").iterdir(), *(copy / "checkpoints").iterdir()]:
-        flip(commit, 100)
-    with closing(StoreReader(copy)) as reader:
-        found = reader.get(KEYS[:4], [0.5, 0.7])
-    assert [sorted(record.values) for record in found] == [[1.0]] * 4
-
-
 def test_the_precision_is_not_forgotten_when_store_json_is_damaged(tmp_path):
-    with closing(LocalStore(tmp_path, mantissa_bits=10)) as store:
+    with closing(open_store(tmp_path, mantissa_bits=10)) as store:
         store.put(TEACHER, numbered([1]))
     flip(tmp_path / "store.json", 20)
-    for opened in (StoreReader, LocalStore, StoreReader):
+    for opened in (StoreReader, open_store, StoreReader):
         with closing(opened(tmp_path)) as store:
             assert store.format.mantissa_bits == 10
 
 
-def test_a_torn_end_of_the_log_costs_only_what_was_never_acknowledged(copy):
-    (log,) = (copy / "log").iterdir()
-    log.write_bytes(log.read_bytes() + log.read_bytes()[:70])
+def test_a_torn_end_of_the_write_ahead_log_costs_only_what_was_never_acknowledged(copy):
+    log = copy / "recent.sqlite-wal"
+    log.write_bytes(log.read_bytes() + log.read_bytes()[32:9000])
     assert read_damaged(copy) == (RIGHT, 0)
     assert mends(copy)
 
 
-def test_what_cannot_be_sealed_because_zarr_fails_stays_in_the_log(tmp_path, monkeypatch):
+@pytest.mark.parametrize("position", [0, 20, 100, 200])
+def test_a_damaged_sqlite_file_is_set_aside_with_a_warning_and_its_blocks_can_be_stored_again(
+    tmp_path, caplog, position
+):
+    with closing(open_store(tmp_path)) as store:
+        store.put(TEACHER, numbered([1]))
+    content = bytearray((tmp_path / "recent.sqlite").read_bytes())
+    content[position : position + 4000] = bytes(b ^ 255 for b in content[position : position + 4000])
+    (tmp_path / "recent.sqlite").write_bytes(content)
+    with closing(open_store(tmp_path)) as store:
+        assert bits(store.get([key_of(1)])[0]) == bits(record_of(1))
+        store.put(TEACHER, numbered([2]))
+        assert bits(store.get([key_of(2)])[0]) == bits(record_of(2))
+    assert "recent.sqlite" in caplog.text and list(tmp_path.glob(".recent.sqlite.*"))
+
+
+def test_a_damaged_sqlite_file_that_another_process_has_open_is_left_where_it_is(tmp_path):
+    with closing(open_store(tmp_path)) as store:
+        store.put(TEACHER, numbered([1]))
+        code = """
+import sys
+from stored_records import TEACHER, numbered
+from tvkd_shared.store import open_store
+store = open_store(sys.argv[1])
+try:
+    store.recent.set_aside()
+except OSError as error:
+    print(error)
+"""
+        ended = subprocess.run(
+            [sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parent, capture_output=True, text=True
+        )
+    assert "another process has it open: stop that process" in ended.stdout
+    assert StoreReader(tmp_path).get([key_of(1)]) != [None]
+
+
+def test_a_row_that_fails_its_check_is_missing_and_can_be_stored_again(tmp_path):
+    with closing(open_store(tmp_path)) as store:
+        store.put(TEACHER, numbered([1, 2]))
+        with closing(sqlite3.connect(tmp_path / "recent.sqlite", isolation_level=None)) as sqlite:
+            sqlite.execute("UPDATE blocks SET numbers = zeroblob(length(numbers)) WHERE id = 1")
+        assert found_in(store, [key_of(1), key_of(2)]) == [None, bits(record_of(2))]
+        assert store.counts().corrupt == 1 and store.counts().sequences == 1
+        store.put(TEACHER, numbered([1]))
+        assert found_in(store, [key_of(1), key_of(2)]) == [bits(record_of(1)), bits(record_of(2))]
+
+
+def test_what_cannot_be_sealed_because_zarr_fails_stays_recent(tmp_path, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(BloscCodec, "_encode_sync", lambda *_: 1 / 0)
-        with closing(LocalStore(tmp_path)) as store:
+        with closing(open_store(tmp_path)) as store:
             store.put(TEACHER, numbered(NUMBERS, (0.5,)))
             with pytest.raises(StoreUnavailable, match=r"zarr cannot make a segment: .*; check that zarr"):
                 store.seal()
-    with closing(LocalStore(tmp_path)) as store:
+    with closing(open_store(tmp_path)) as store:
         assert read(store) == RIGHT
 
 
 def test_a_codec_that_writes_other_bytes_is_found_before_anybody_relies_on_them(tmp_path, monkeypatch):
     right = zarr.Array.__setitem__
-    with closing(LocalStore(tmp_path)) as store:
+    with closing(open_store(tmp_path)) as store:
         store.put(TEACHER, numbered(NUMBERS, (0.5,)))
         with monkeypatch.context() as broken, pytest.raises(StoreUnavailable, match="does not read back"):
             broken.setattr(zarr.Array, "__setitem__", lambda array, where, rows: right(array, where, rows * 0))
@@ -230,18 +270,9 @@ def test_a_codec_that_writes_other_bytes_is_found_before_anybody_relies_on_them(
 def test_the_writer_warns_of_a_damaged_block_once(copy, caplog):
     (damaged,) = copy.glob("segments/*-000001/values/c/0/0")
     flip(damaged, 30)
-    with caplog.at_level(logging.WARNING), closing(LocalStore(copy)) as store:
+    with caplog.at_level(logging.WARNING), closing(open_store(copy)) as store:
         for _ in range(2):
             assert store.get(KEYS[:1]) == [None]
         assert store.counts().corrupt == 1
     (warning,) = [record.getMessage() for record in caplog.records]
     assert "counts as missing, and can be stored again" in warning and damaged.parts[-5] in warning
-
-
-def test_the_writer_warns_of_a_log_that_lost_acknowledged_records(copy, caplog):
-    (log,) = (copy / "log").iterdir()
-    flip(log, 50)
-    with caplog.at_level(logging.WARNING), closing(LocalStore(copy)) as store:
-        assert store.corrupt == 1
-    (warning,) = [record.getMessage() for record in caplog.records]
-    assert log.name in warning and "bytes are no record" in warning

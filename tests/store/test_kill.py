@@ -10,11 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from stored_records import MEMORY, TEACHER, as_killed, bits, key_of, record_of
+from stored_records import MEMORY, TEACHER, as_killed, bits, found_in, key_of, record_of
 from writing_process import some
 
-from tvkd_server.store import LocalStore
-from tvkd_shared.store import StoreReader
+from tvkd_shared.store import StoreReader, open_store
 
 WRITER = Path(__file__).with_name("writing_process.py")
 KILLS = 6
@@ -25,7 +24,7 @@ def right(numbers):
 
 
 def read(source, numbers):
-    return [bits(record) for record in source.get([key_of(n) for n in numbers], [0.5])]
+    return found_in(source, [key_of(n) for n in numbers], [0.5])
 
 
 def survived(store, last, end):
@@ -55,7 +54,7 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path):
     next_number = 0
     for _ in range(KILLS):
         last = write_until_killed(tmp_path, next_number, moment.uniform(0.0, 0.6))
-        for opened in (StoreReader, LocalStore):
+        for opened in (StoreReader, open_store):
             with closing(opened(tmp_path)) as store:
                 assert survived(store, last, last + 7)
         next_number = last + 1
@@ -64,14 +63,14 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path):
 
 @pytest.fixture
 def left():
-    """A folder with what a killed process left: 0 … 2 and 3 sealed, 4 and 5 in the log."""
-    with TemporaryDirectory(dir=MEMORY) as folder, closing(LocalStore(Path(folder, "live"))) as store:
+    """A folder with what a killed process left: 0 … 2 and 3 sealed, 4 and 5 recent."""
+    with TemporaryDirectory(dir=MEMORY) as folder, closing(open_store(Path(folder, "live"))) as store:
         for numbers in ([0, 1, 2], [3]):
             store.put(TEACHER, some(numbers))
             store.seal()
         store.put(TEACHER, some([4, 5]))
         as_killed(Path(folder, "live"), Path(folder, "left"))
-        with closing(LocalStore(Path(folder, "source"))) as source:
+        with closing(open_store(Path(folder, "source"))) as source:
             source.put(TEACHER, some(range(12)))
         yield Path(folder)
 
@@ -90,7 +89,7 @@ def test_a_kill_at_every_file_operation_loses_and_tears_nothing(left, task, end,
             last, signal = map(int, children.stdout.readline().split())
             with closing(StoreReader(path)) as reader:
                 assert survived(reader, last, end), kills
-            with closing(LocalStore(path)) as store:
+            with closing(open_store(path)) as store:
                 assert survived(store, last, end), kills
                 store.put(TEACHER, some(range(end)))
             with closing(StoreReader(path)) as reader:
@@ -105,20 +104,20 @@ def test_a_kill_at_every_file_operation_loses_and_tears_nothing(left, task, end,
     assert last == end - 1 and kills >= least
 
 
-def test_a_crash_between_commit_and_log_loses_and_doubles_nothing(tmp_path):
-    with closing(LocalStore(tmp_path / "live")) as store:
+def test_a_crash_between_publishing_and_deleting_loses_and_doubles_nothing(tmp_path):
+    with closing(open_store(tmp_path / "live")) as store:
         store.put(TEACHER, some(range(30)))
         crashed = as_killed(tmp_path / "live", tmp_path / "crashed")
         store.seal()
         for folder in ("segments", "commits"):
             shutil.copytree(tmp_path / "live" / folder, crashed / folder)
-    with closing(LocalStore(crashed)) as store:
+    with closing(open_store(crashed)) as store:
         assert survived(store, 29, 30)
-    assert sorted(crashed.glob("log/*")) == [] and len(list((crashed / "segments").iterdir())) == 2
+    assert StoreReader(crashed).recent_rows() == [] and len(list((crashed / "segments").iterdir())) == 1
 
 
-def test_a_published_segment_that_is_damaged_does_not_cost_its_pending_blocks(tmp_path):
-    with closing(LocalStore(tmp_path / "live")) as store:
+def test_a_published_segment_that_is_damaged_does_not_cost_its_recent_blocks(tmp_path):
+    with closing(open_store(tmp_path / "live")) as store:
         store.put(TEACHER, some(range(30)))
         crashed = as_killed(tmp_path / "live", tmp_path / "crashed")
         store.seal()
@@ -127,5 +126,5 @@ def test_a_published_segment_that_is_damaged_does_not_cost_its_pending_blocks(tm
     for shard in crashed.glob("segments/*/values/c/0/0"):
         shard.write_bytes(shard.read_bytes()[:-100])
     for _ in range(2):
-        with closing(LocalStore(crashed)) as store:
+        with closing(open_store(crashed)) as store:
             assert read(store, range(30)) == right(range(30))

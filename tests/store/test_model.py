@@ -8,13 +8,12 @@ from tempfile import TemporaryDirectory
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from stored_records import MEMORY, TEACHER, as_killed, bits, key_of, record_of
+from stored_records import MEMORY, TEACHER, as_killed, bits, found_in, key_of, record_of
 
-from tvkd_server.store import LocalStore
-from tvkd_server.store.compact import compact
-from tvkd_server.store.gc import collect
 from tvkd_shared.errors import StoreUnavailable
-from tvkd_shared.store import StoreReader
+from tvkd_shared.store import StoreReader, open_store
+from tvkd_shared.store.compact import compact
+from tvkd_shared.store.gc import collect
 
 NUMBERS = range(7)
 KEYS = [key_of(number) for number in NUMBERS]
@@ -49,7 +48,7 @@ class StoreIsADict(RuleBasedStateMachine):
         self.open()
 
     def open(self):
-        self.store, self.reader = LocalStore(self.path), StoreReader(self.path)
+        self.store, self.reader = open_store(self.path), StoreReader(self.path)
 
     def close(self):
         self.reader.close()
@@ -70,7 +69,7 @@ class StoreIsADict(RuleBasedStateMachine):
             self.put(batch)
             return
         for number in {number for number, _, _ in batch}:
-            found = bits(self.store.get([key_of(number)], TEMPERATURES)[0]) or {}
+            found = found_in(self.store, [key_of(number)], TEMPERATURES)[0] or {}
             assert before.get(number, {}).items() <= found.items() <= self.expected.pop(number).items()
             self.expected |= {number: found} if found else {}
 
@@ -114,7 +113,7 @@ class StoreIsADict(RuleBasedStateMachine):
         lengths = [record_of(number).length for number in self.expected]
         with closing(StoreReader(self.path)) as fresh:
             for source in (self.store, self.reader, fresh):
-                assert [bits(record) for record in source.get(KEYS, TEMPERATURES)] == expected
+                assert found_in(source, KEYS, TEMPERATURES) == expected
                 counts = source.counts()
                 assert (counts.sequences, counts.tokens, counts.corrupt) == (len(lengths), sum(lengths), 0)
 

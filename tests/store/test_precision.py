@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from stored_records import TEACHER, as_killed, bits, key_of, numbered, record_of
+from stored_records import TEACHER, as_killed, bits, found_in, key_of, numbered, record_of
 
-from tvkd_server.store import LocalStore
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.store import StoreReader
+from tvkd_shared.store import StoreReader, open_store
 from tvkd_shared.store.block import rounded
 from tvkd_shared.store.format import Format
 
@@ -51,37 +50,37 @@ def test_ties_go_to_even():
 @pytest.mark.parametrize("kept", [7, 16])
 def test_what_is_stored_is_what_is_served_and_what_is_read_after(tmp_path, kept):
     def read(source):
-        return [bits(record) for record in source.get([key_of(n) for n in range(20)], [0.5])]
+        return found_in(source, [key_of(n) for n in range(20)], [0.5])
 
-    with closing(LocalStore(tmp_path / "live", mantissa_bits=kept)) as store:
+    with closing(open_store(tmp_path / "live", mantissa_bits=kept)) as store:
         store.put(TEACHER, numbered(range(20), (0.5,)))
         served = read(store)
-        for name, row in record_of(3, (0.5,)).values.items():
-            assert served[3][name] == rounded(row, kept).tobytes()
+        for name, row in bits(record_of(3, (0.5,))).items():
+            assert served[3][name] == rounded(np.frombuffer(row, np.float32), kept).tobytes()
         assert served != [bits(record_of(n, (0.5,))) for n in range(20)]
         killed = as_killed(tmp_path / "live", tmp_path / "killed")
         store.seal()
         assert read(store) == served
     for path in (killed, tmp_path / "live"):
-        with closing(LocalStore(path)) as store, closing(StoreReader(path)) as reader:
+        with closing(open_store(path)) as store, closing(StoreReader(path)) as reader:
             store.put(TEACHER, numbered(range(20), (0.5,)))
             assert read(store) == read(reader) == served
             assert store.format == reader.format == Format(kept)
 
 
 def test_another_precision_than_the_store_has_is_refused(tmp_path):
-    LocalStore(tmp_path, mantissa_bits=10).close()
+    open_store(tmp_path, mantissa_bits=10).close()
     with pytest.raises(InvalidRequest, match="keeps 10 mantissa bits, not 12; leave the flag out"):
-        LocalStore(tmp_path, mantissa_bits=12)
+        open_store(tmp_path, mantissa_bits=12)
     for same in (None, 10):
-        LocalStore(tmp_path, mantissa_bits=same).close()
+        open_store(tmp_path, mantissa_bits=same).close()
 
 
 def test_fewer_bits_take_fewer_bytes(tmp_path):
     sizes = []
     for kept in (23, 10):
-        with closing(LocalStore(tmp_path / str(kept), mantissa_bits=kept)) as store:
+        with closing(open_store(tmp_path / str(kept), mantissa_bits=kept)) as store:
             store.put(TEACHER, numbered(range(500)))
             store.seal()
-            sizes.append(store.counts().bytes)
+            sizes.append(sum(entry.bytes for entry in store.catalog.segments.values()))
     assert sizes[1] < 0.75 * sizes[0]

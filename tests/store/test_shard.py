@@ -11,13 +11,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stored_records import MEMORY, flip
 
-from tvkd_server.store.segment import new_segment
-from tvkd_shared.store.block import BASE, Damaged
+from tvkd_shared.record import column_names
+from tvkd_shared.store.block import Damaged
 from tvkd_shared.store.cache import ChunkCache
 from tvkd_shared.store.folder import Folder
-from tvkd_shared.store.segment import ARRAYS, Segment
+from tvkd_shared.store.segment import ARRAYS, Segment, new_segment
 
 CHUNK = 4096
+BASE = column_names()
 numbers = count()
 
 
@@ -27,14 +28,14 @@ def folder():
         yield Path(folder)
 
 
-def made(records, states, temperature=BASE):
+def made(records, states, columns=BASE):
     """A segment of `records` blocks with `states` rows together."""
     random = np.random.default_rng([records, states])
-    rows = random.normal(20, 5, (states, 3 if temperature == BASE else 1)).astype(np.float32)
+    rows = random.normal(20, 5, (states, len(columns))).astype(np.float32)
     stops = [2 * record for record in range(1, records)]
     blocks = np.split(rows, stops)
     keys = [random.bytes(16) for _ in range(records)]
-    return new_segment("segment", "t", temperature, dict(zip(keys, blocks, strict=True)), mantissa_bits=23)
+    return new_segment("segment", "t", columns, dict(zip(keys, blocks, strict=True)), mantissa_bits=23)
 
 
 def on_disk(folder, segment):
@@ -50,7 +51,7 @@ def on_disk(folder, segment):
 @example(records=2 * CHUNK, more=2 * CHUNK, cuts=None)
 @settings(max_examples=25, deadline=None)
 def test_any_rows_are_those_that_zarr_reads(folder, records, more, cuts):
-    written = made(records, 2 * records + more, 0.5 if records % 2 else BASE)
+    written = made(records, 2 * records + more, ("value_0.5",) if records % 2 else BASE)
     files = on_disk(folder, written)
     segment = Segment(files, written.entry, ChunkCache(1 << 20))
     group = zarr.open_group(files.root / "segments" / "segment", mode="r")

@@ -6,12 +6,12 @@ from contextlib import closing
 import obstore
 import pytest
 from shared_writers import further, writers
-from stored_records import bits, key_of, record_of
+from stored_records import bits, found_in, key_of, record_of
 
 from object_storage import BUCKET, Proxy
-from tvkd_server.store import open_store, publisher
-from tvkd_server.store.shared import SharedStore
-from tvkd_shared.store import StoreReader
+from tvkd_shared.record import column_names
+from tvkd_shared.store import StoreReader, open_store
+from tvkd_shared.store import store as store_module
 
 TEACHER = "teacher"
 
@@ -21,7 +21,7 @@ def put(store, numbers, *temperatures, variant=0):
 
 
 def read(store, numbers, *temperatures):
-    return [bits(record) for record in store.get([key_of(n) for n in numbers], temperatures)]
+    return found_in(store, [key_of(n) for n in numbers], temperatures)
 
 
 def right(numbers, *temperatures, variant=0):
@@ -29,7 +29,7 @@ def right(numbers, *temperatures, variant=0):
 
 
 def test_a_put_is_seen_by_readers_and_writers_that_were_open_before(place):
-    with closing(open_store(place)) as one, closing(SharedStore(place)) as other, closing(StoreReader(place)) as reader:
+    with closing(open_store(place)) as one, closing(open_store(place)) as other, closing(StoreReader(place)) as reader:
         for numbers in (range(3), range(3, 200)):
             put(one, numbers)
             assert read(reader, numbers) == read(other, numbers) == read(one, numbers) == right(numbers)
@@ -39,24 +39,24 @@ def test_a_put_is_seen_by_readers_and_writers_that_were_open_before(place):
 
 
 def test_a_temperature_that_comes_later_is_added_and_changes_nothing(place):
-    with closing(SharedStore(place)) as store, closing(StoreReader(place)) as reader:
+    with closing(open_store(place)) as store, closing(StoreReader(place)) as reader:
         put(store, range(9), 0.5)
         put(store, range(9), 0.5, 2.0, variant=1)
-        record = reader.get([key_of(4)], [0.5, 2.0])[0]
+        record = reader.get([key_of(4)], column_names([0.5, 2.0]))[0]
         later = record_of(4, (0.5, 2.0), 1).values[2.0].tobytes()
-        assert bits(record) == right([4], 0.5)[0] | {2.0: later}
+        assert bits(record) == right([4], 0.5)[0] | {"value_2": later}
         assert (reader.counts().sequences, reader.counts().tokens) == (9, sum(record_of(n).length for n in range(9)))
 
 
 def test_of_two_values_of_a_key_the_first_is_everyones_for_good(place):
-    with closing(SharedStore(place)) as one, closing(SharedStore(place)) as other, closing(StoreReader(place)) as open_:
+    with closing(open_store(place)) as one, closing(open_store(place)) as other, closing(StoreReader(place)) as open_:
         put(one, [1, 2])
         put(other, [2, 3], variant=1)  # without having seen that
         expected = right([1, 2]) + right([3], variant=1)
         for store in (one, other, open_):
             assert read(store, [1, 2, 3]) == expected
         assert other.counts().sequences == 3
-    for kind in (SharedStore, StoreReader):
+    for kind in (open_store, StoreReader):
         with closing(kind(place)) as store:
             assert read(store, [1, 2, 3]) == expected
 
@@ -70,8 +70,8 @@ def test_threads_that_race_for_keys_agree(place):
             put(store, range(n, n + 3), variant=variant)
 
     with (
-        closing(SharedStore(place)) as one,
-        closing(SharedStore(place)) as other,
+        closing(open_store(place)) as one,
+        closing(open_store(place)) as other,
         closing(StoreReader(place)) as reader,
     ):
         threads = [threading.Thread(target=race, args=(store, own)) for own, store in enumerate((one, other))]
@@ -95,7 +95,7 @@ def test_processes_that_write_the_same_keys_lose_none_and_agree(place, count):
         for task, ended in zip(tasks, at_once(*tasks), strict=True):
             assert ended["code"] == 0
             assert ended["acknowledged"] == [n for batch in task["batches"] for n in batch]
-    with closing(StoreReader(place)) as reader, closing(SharedStore(place)) as store:
+    with closing(StoreReader(place)) as reader, closing(open_store(place)) as store:
         found = read(reader, asked, 0.5)
         assert found == read(store, asked, 0.5)
         for number, record in zip(asked, found, strict=True):
@@ -104,8 +104,8 @@ def test_processes_that_write_the_same_keys_lose_none_and_agree(place, count):
 
 
 def test_an_opening_reads_the_commits_since_the_last_checkpoint_and_no_others(place, storage, monkeypatch):
-    monkeypatch.setattr(publisher, "CHECKPOINT_EVERY", 4)
-    with closing(SharedStore(place)) as store:
+    monkeypatch.setattr(store_module, "CHECKPOINT_EVERY", 4)
+    with closing(open_store(place)) as store:
         for n in range(10):
             put(store, [n])
     with closing(Proxy(storage)) as proxy:
@@ -119,7 +119,7 @@ def test_an_opening_reads_the_commits_since_the_last_checkpoint_and_no_others(pl
 def test_the_index_that_a_writer_leaves_spares_the_next_opening_the_keys(place, storage, index_folder, monkeypatch):
     with closing(Proxy(storage)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.storage.endpoint)
-        with closing(SharedStore(place)) as store:
+        with closing(open_store(place)) as store:
             put(store, range(9))
         proxy.seen.clear()
         StoreReader(place).close()
@@ -131,18 +131,18 @@ def test_the_index_that_a_writer_leaves_spares_the_next_opening_the_keys(place, 
         assert read(reader, range(9)) == right(range(9))
 
 
-def test_a_put_of_one_temperature_is_nine_requests_and_what_is_there_costs_none(place, storage, monkeypatch):
+def test_a_put_of_one_temperature_is_eight_requests_and_what_is_there_costs_none(place, storage, monkeypatch):
     with closing(Proxy(storage)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.storage.endpoint)
-        with closing(SharedStore(place)) as store:
+        with closing(open_store(place)) as store:
             proxy.seen.clear()
             put(store, range(50))
             assert [seen.method for seen in proxy.seen].count("PUT") == 8
-            assert len(proxy.seen) == 9
+            assert len(proxy.seen) == 8
             assert [seen.path for seen in proxy.seen if seen.conditional] == ["commits/000000000001.json"]
             put(store, range(50), variant=1)
             assert read(store, range(50)) == right(range(50))
-            assert len(proxy.seen) == 9
+            assert len(proxy.seen) == 8
 
 
 KINDS = ["store.json", "commits/", "checkpoints/", "/keys/c", "/offsets/c", "/values/c", "/zarr.json", "teachers/"]
@@ -150,9 +150,9 @@ KINDS = ["store.json", "commits/", "checkpoints/", "/keys/c", "/offsets/c", "/va
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_byte_of_an_object_is_never_served_and_can_be_stored_again(place, storage, index_folder, kind):
-    with closing(SharedStore(place)) as store:
+    with closing(open_store(place)) as store:
         put(store, range(4), 0.5)
-        store.checkpoint()
+        store.write_checkpoint()
         put(store, range(4, 8), 0.5)
         prefix = place.removeprefix(f"s3://{BUCKET}/")
         obstore.put(storage.bucket(), f"{prefix}/teachers/t.json", b"{}")
@@ -165,12 +165,12 @@ def test_a_flipped_byte_of_an_object_is_never_served_and_can_be_stored_again(pla
         obstore.put(bucket, name, bytes(content))
         for index in index_folder.iterdir():
             index.unlink()
-        for opened in (StoreReader, SharedStore):
+        for opened in (StoreReader, open_store):
             with closing(opened(place)) as store:
                 for found, whole in zip(read(store, range(8), 0.5), everything, strict=True):
                     assert found is None or found.items() <= whole.items()
                 assert store.teachers() == {}
-        with closing(SharedStore(place)) as store:
+        with closing(open_store(place)) as store:
             put(store, range(8), 0.5)
             assert read(store, range(8), 0.5) == everything
             assert store.counts().sequences == 8

@@ -8,12 +8,11 @@ from contextlib import closing
 
 import obstore
 import pytest
-from stored_records import bits, key_of, record_of
+from stored_records import bits, found_in, key_of, record_of
 
 from object_storage import BUCKET, Proxy, Seen
-from tvkd_server.store.shared import SharedStore
 from tvkd_shared.errors import StoreUnavailable
-from tvkd_shared.store import StoreReader, bucket
+from tvkd_shared.store import StoreReader, bucket, open_store
 
 PASSING = ["500", "503", "done-500", "drop", "lose", "stall", "late"]
 
@@ -38,7 +37,7 @@ def put(store, numbers, variant=0):
 
 
 def read(store, numbers):
-    return [bits(record) for record in store.get([key_of(n) for n in numbers])]
+    return found_in(store, [key_of(n) for n in numbers])
 
 
 def right(numbers, variant=0):
@@ -65,7 +64,7 @@ def any_request(seen: Seen) -> bool:
 @pytest.mark.parametrize("fault", PASSING)
 @pytest.mark.parametrize("wanted", [a_data_put, the_commit])
 def test_a_fault_that_passes_publishes_a_put_once(proxy, storage, place, fault, wanted):
-    with closing(SharedStore(place)) as store, closing(SharedStore(place)) as other:
+    with closing(open_store(place)) as store, closing(open_store(place)) as other:
         proxy.fail(fault, wanted, times=1 if fault in ("stall", "late") else 2)
         put(store, range(5))
         assert commits(storage, place) == 1
@@ -76,14 +75,14 @@ def test_a_fault_that_passes_publishes_a_put_once(proxy, storage, place, fault, 
 
 
 def test_a_commit_that_the_service_cannot_decide_on_is_tried_again(proxy, storage, place):
-    with closing(SharedStore(place)) as store:
+    with closing(open_store(place)) as store:
         proxy.fail("409", the_commit)  # S3's ConditionalRequestConflict: another's is under way, and may yet fail
         put(store, range(5))
         assert (commits(storage, place), read(store, range(5))) == (1, right(range(5)))
 
 
 def test_a_lost_answer_is_told_from_anothers_commit(proxy, storage, place):
-    with closing(SharedStore(place)) as store, closing(SharedStore(place)) as other:
+    with closing(open_store(place)) as store, closing(open_store(place)) as other:
         between = iter([lambda: put(other, [1, 2], variant=1)])
 
         def another_comes_first(seen: Seen) -> str | None:
@@ -101,7 +100,7 @@ def test_a_lost_answer_is_told_from_anothers_commit(proxy, storage, place):
 
 @pytest.mark.parametrize("fault", ["500", "drop", "stall", "cut"])
 def test_reading_and_opening_outlast_a_fault_of_any_request(proxy, place, index_folder, fault):
-    with closing(SharedStore(place)) as store:
+    with closing(open_store(place)) as store:
         put(store, range(5))
     for request in range(7) if fault != "stall" else (1, 3, 6):
         for index in index_folder.iterdir():
@@ -116,7 +115,7 @@ def test_reading_and_opening_outlast_a_fault_of_any_request(proxy, place, index_
 @pytest.mark.parametrize("fault", ["503", "drop", "lose"])
 @pytest.mark.parametrize("wanted", [any_request, the_commit])
 def test_a_service_that_stays_down_is_one_line_and_loses_nothing_acknowledged(proxy, place, impatient, fault, wanted):
-    with closing(SharedStore(place)) as store:
+    with closing(open_store(place)) as store:
         put(store, range(5))
         proxy.fail(fault, wanted, times=10_000)
         began = time.monotonic()
@@ -135,7 +134,7 @@ def test_a_service_that_stays_down_is_one_line_and_loses_nothing_acknowledged(pr
 
 
 def test_a_reader_that_could_not_read_a_new_segment_reads_it_once_the_service_answers(proxy, place, impatient):
-    with closing(SharedStore(place)) as store, closing(StoreReader(place)) as reader:
+    with closing(open_store(place)) as store, closing(StoreReader(place)) as reader:
         put(store, range(5))
         proxy.fail("503", lambda seen: "/keys/" in seen.path, times=10_000)
         with pytest.raises(StoreUnavailable, match="cannot be read"):
@@ -145,7 +144,7 @@ def test_a_reader_that_could_not_read_a_new_segment_reads_it_once_the_service_an
 
 
 def test_a_service_that_is_down_is_no_damage_and_no_miss(proxy, place, impatient):
-    with closing(SharedStore(place)) as store:
+    with closing(open_store(place)) as store:
         put(store, range(5))
     with closing(StoreReader(place)) as reader:
         proxy.fail("503", any_request, times=10_000)

@@ -7,11 +7,9 @@ from contextlib import closing
 
 import pytest
 from shared_writers import further, writers
-from stored_records import bits, key_of, record_of
+from stored_records import bits, found_in, key_of, record_of
 
-from tvkd_server.store import LocalStore
-from tvkd_server.store.shared import SharedStore
-from tvkd_shared.store import StoreReader
+from tvkd_shared.store import StoreReader, open_store
 
 REQUESTS = [*(("opening", n) for n in range(1, 9)), *(("putting", n) for n in range(1, 20))]
 """All of an opening, and of a put of two segments, up to the first of the next."""
@@ -37,16 +35,16 @@ class Witness:
         numbers = sorted(self.variants)
         with closing(opened(self.place)) as store:
             self.open = self.open or StoreReader(self.place)
-            found = store.get([key_of(n) for n in numbers], [0.5])
+            found = found_in(store, [key_of(n) for n in numbers], [0.5])
             counts = store.counts()
-        for number, record, seen in zip(numbers, found, self.open.get(list(map(key_of, numbers)), [0.5]), strict=True):
-            assert bits(record) == bits(seen)
+        for number, record, seen in zip(numbers, found, found_in(self.open, map(key_of, numbers), [0.5]), strict=True):
+            assert record == seen
             if record is None:
                 assert number not in self.acknowledged and number not in self.said
                 continue
             whole = [bits(record_of(number, further(number), variant)) for variant in self.variants[number]]
-            assert bits(record) in whole
-            assert self.said.setdefault(number, bits(record)) == bits(record)
+            assert record in whole
+            assert self.said.setdefault(number, record) == record
         assert (counts.sequences, counts.corrupt) == (len(self.said), 0)
 
 
@@ -63,7 +61,7 @@ def test_a_writer_killed_at_any_request_loses_nothing_acknowledged_and_tears_not
             assert ended["code"] == -signal.SIGKILL
             witness.tried(task, ended)
             # Killed before it made a store, there is none to read. Later, writers reopen it too.
-            witness.check(SharedStore if step == "opening" or request % 5 == 0 else StoreReader)
+            witness.check(open_store if step == "opening" or request % 5 == 0 else StoreReader)
     assert len(witness.acknowledged) > len(REQUESTS)
 
 
@@ -75,7 +73,7 @@ def test_a_compaction_or_import_killed_at_a_request_loses_and_changes_nothing(pl
         for request, when in zip(requests, whens, strict=False):
             first = 4 * request
             imported = [first + 2, first + 10_000]  # of one temperature: a kill may part those of several
-            with closing(LocalStore(tmp_path / str(request))) as source:
+            with closing(open_store(tmp_path / str(request))) as source:
                 source.put("teacher", [(key_of(n), record_of(n, further(n), 0)) for n in imported])
             killed = {"step": step, "request": request, "when": when, "variant": 0, "batches": [[first], [first + 1]]}
             killed["source"] = str(source.place)

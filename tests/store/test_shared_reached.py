@@ -11,13 +11,10 @@ from stored_records import bits, key_of, record_of
 
 from object_storage import KEY, SECRET, new_place, serving
 from tvkd_client.source import StoreSource
-from tvkd_server.store import open_store
-from tvkd_server.store.shared import SharedStore
 from tvkd_shared.errors import InvalidRequest, NoStore, StoreUnavailable
 from tvkd_shared.key import completion_keys
-from tvkd_shared.store import StoreReader
+from tvkd_shared.store import StoreReader, open_store
 from tvkd_shared.store.bucket import Bucket
-from tvkd_shared.wire import TeacherInfo
 
 MINE = ("AWS_", "AZURE_", "GOOGLE_")
 
@@ -62,7 +59,7 @@ def test_a_profile_of_awss_own_files_is_used(place, monkeypatch, tmp_path):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
     monkeypatch.setenv("AWS_PROFILE", "team")
-    with closing(SharedStore(place)) as store:
+    with closing(open_store(place)) as store:
         store.put("teacher", [(key_of(1), record_of(1))])
         assert bits(store.get([key_of(1)])[0]) == bits(record_of(1))
     monkeypatch.setenv("AWS_PROFILE", "nobody")
@@ -116,9 +113,8 @@ def fetched(source, answers):
 
 
 def test_a_source_crosses_spawn_and_a_fork_after_use_is_refused_and_does_not_hang(place):
-    info = TeacherInfo.model_construct(id="teacher")
-    with closing(SharedStore(place)) as store:
-        store.add_teacher(info)
+    with closing(open_store(place)) as store:
+        store.add_teacher("teacher", {})
         [key] = completion_keys("teacher", [1, 2], [[3]])
         store.put("teacher", [(key, record_of(0))])
     source = StoreSource(place)

@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stored_records import TEACHER, bits, key_of, numbered, record_of
+from stored_records import TEACHER, bits, found_in, key_of, numbered, record_of
 
-from tvkd_server.store import LocalStore
-from tvkd_shared.record import Record
-from tvkd_shared.store import StoreReader
+from tvkd_shared.record import Record, column_names
+from tvkd_shared.store import StoreReader, open_store
 from tvkd_shared.wire import TeacherInfo
 
 
 @pytest.fixture
 def store(tmp_path):
-    with closing(LocalStore(tmp_path / "store")) as store:
+    with closing(open_store(tmp_path / "store")) as store:
         yield store
 
 
@@ -33,14 +32,14 @@ def test_every_float32_comes_back_to_the_bit_from_the_log_and_from_a_segment(sto
     records: dict[bytes, Record] = {}
     put()
     for _ in range(2):
-        found = store.get(list(records), [2.0])
+        found = store.get(list(records), column_names([2.0]))
         assert [bits(record) for record in found] == [bits(record) for record in records.values()]
         store.seal()
 
 
 def test_the_first_write_stays_and_is_counted_once(tmp_path):
     for _ in range(2):
-        with closing(LocalStore(tmp_path)) as store:
+        with closing(open_store(tmp_path)) as store:
             for variant in (0, 1, 2):
                 store.put(TEACHER, [(key_of(5), record_of(5, variant=variant))])
                 assert bits(store.get([key_of(5)])[0]) == bits(record_of(5))
@@ -48,13 +47,13 @@ def test_the_first_write_stays_and_is_counted_once(tmp_path):
                 store.seal()
 
 
-def test_only_the_asked_temperatures_come_back(store):
+def test_the_columns_asked_for_come_back_and_no_others(store):
     store.put(TEACHER, [(key_of(1), record_of(1, (0.5, 3.25)))])
-    assert [list(store.get([key_of(1)], asked)[0].values) for asked in [(1.0,), (3.25, 0.5), (2.0,)]] == [
-        [1.0],
-        [1.0, 3.25, 0.5],
-        [1.0],
-    ]
+    for columns in [column_names(), column_names([3.25, 0.5]), ("value_0.5",), ("entropy", "value_1")]:
+        (record,) = store.get([key_of(1)], columns)
+        assert record.columns == columns
+        assert bits(record).items() <= bits(record_of(1, (0.5, 3.25))).items()
+    assert store.get([key_of(1)], column_names([2.0])) == [None]
 
 
 def test_what_a_caller_writes_into_a_record_stays_with_the_caller(store):
@@ -70,7 +69,7 @@ def test_what_a_caller_writes_into_a_record_stays_with_the_caller(store):
 def test_a_key_asked_twice_comes_twice_and_the_order_is_the_callers(store):
     store.put(TEACHER, numbered([1, 2]))
     asked = [2, 9, 1, 2]
-    found = [bits(record) for record in store.get([key_of(n) for n in asked])]
+    found = found_in(store, [key_of(n) for n in asked])
     assert found == [bits(record_of(n)) if n != 9 else None for n in asked]
 
 
@@ -81,7 +80,7 @@ def test_a_record_longer_than_a_chunk_and_many_records_read_back(store):
     store.put(TEACHER, [(b"long" * 4, long), *many])
     store.seal()
     assert bits(store.get([b"long" * 4])[0]) == bits(long)
-    assert [bits(record) for record in store.get([key for key, _ in many])] == [bits(record) for _, record in many]
+    assert found_in(store, [key for key, _ in many]) == [bits(record) for _, record in many]
 
 
 def test_teachers_are_kept_once_each(store):
@@ -89,8 +88,8 @@ def test_teachers_are_kept_once_each(store):
         id="t", name="n", dtype="float32", vocab_size=8, longest_sequence=16, engine="e", engine_version="1",
         temperatures=(0.5, 2.0),
     )  # fmt: skip
-    store.add_teacher(teacher)
-    store.add_teacher(teacher)
+    store.add_teacher(teacher.id, teacher.model_dump(mode="json"))
+    store.add_teacher(teacher.id, teacher.model_dump(mode="json"))
     with closing(StoreReader(store.place)) as reader:
         assert reader.teachers() == store.teachers() == {"t": teacher.model_dump(mode="json")}
 
@@ -101,37 +100,43 @@ def test_a_key_of_another_length_or_a_temperature_that_is_none_is_refused(store)
     row = np.ones(3, np.float32)
     for temperature in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="positive"):
-            store.get([key_of(1)], [temperature])
-        with pytest.raises(ValueError, match="positive"):
-            store.put(TEACHER, [(key_of(1), Record.of({1.0: row, temperature: row}, row[1:], row))])
+            Record.of({1.0: row, temperature: row}, row[1:], row)
 
 
-def test_a_sealed_block_is_in_a_segment_and_in_memory_and_log_no_more(store):
+def test_a_sealed_block_is_in_a_segment_and_no_longer_recent(store):
     store.put(TEACHER, numbered([1, 2]))
-    assert len(store.pending()) == 2 and store.files.names("log")
+    assert len(store.recent_rows()) == 2
     store.seal()
-    assert not store.pending() and not store.files.names("log")
+    assert not store.recent_rows()
     store.seal()
     assert len(store.files.names("commits")) == 1, "what is empty makes no segment"
 
 
-def test_segments_hold_one_teacher_and_one_temperature_each(store):
+def test_segments_hold_one_teacher_and_one_column_list_each(store):
+    store.put("one", numbered([1, 2]))
     store.put("one", numbered([1, 2], (0.5,)))
     store.put("other", numbered([3]))
     store.seal()
     entries = store.catalog.segments.values()
-    assert {(entry.teacher, entry.temperature, entry.records) for entry in entries} == {
-        ("one", 0.0, 2), ("one", 0.5, 2), ("other", 0.0, 1),
+    assert {(entry.teacher, entry.columns, entry.records) for entry in entries} == {
+        ("one", column_names(), 2), ("one", ("value_0.5",), 2), ("other", column_names(), 1),
     }  # fmt: skip
 
 
 def test_a_closed_store_leaves_little_but_its_segments_and_counts_their_bytes(tmp_path):
-    with closing(LocalStore(tmp_path)) as store:
+    with closing(open_store(tmp_path)) as store:
         store.put(TEACHER, numbered(range(3000)))
     sizes = {file.relative_to(tmp_path): file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()}
     with closing(StoreReader(tmp_path)) as reader:
-        counted = {"segments", "index"}
+        counted = {"segments", "index", "recent.sqlite"}
         assert reader.counts().bytes == sum(size for file, size in sizes.items() if file.parts[0] in counted)
-        assert sum(sizes.values()) < 1.1 * reader.counts().bytes
-    assert {file.parts[0] for file in sizes} == {"store.json", "commits", "segments", "index", "lock"}
+        assert sum(sizes.values()) < 1.2 * reader.counts().bytes
+    assert {file.parts[0] for file in sizes} == {
+        "store.json",
+        "commits",
+        "segments",
+        "index",
+        "recent.sqlite",
+        "recent.json",
+    }
     assert not [file for file in sizes if file.name.startswith(".")]

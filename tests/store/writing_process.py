@@ -14,11 +14,10 @@ from pathlib import Path
 
 from stored_records import TEACHER, numbered
 
-from tvkd_server.store import LocalStore
-from tvkd_server.store.compact import compact
-from tvkd_server.store.copying import copy
-from tvkd_server.store.gc import collect
-from tvkd_shared.store import StoreReader
+from tvkd_shared.store import StoreReader, open_store
+from tvkd_shared.store.compact import compact
+from tvkd_shared.store.copying import copy
+from tvkd_shared.store.gc import collect
 
 FURTHER = (0.5,)
 """The temperature that each odd number has beside the base block."""
@@ -29,7 +28,7 @@ def some(numbers):
 
 
 def put_for_ever(path, first):
-    store = LocalStore(path, seal_bytes=15_000)
+    store = open_store(path, seal_bytes=15_000)
     for number in itertools.count(first, 3):
         store.put(TEACHER, some(range(number, number + 3)))
         print(number + 2, flush=True)
@@ -37,18 +36,18 @@ def put_for_ever(path, first):
 
 def fill(path, acknowledge):
     """Puts before and after a seal and a checkpoint, on what a killed process left sealed and pending."""
-    store = LocalStore(path)
+    store = open_store(path)
     for numbers in ([6, 7, 8], [9], [10, 11]):
         store.put(TEACHER, some(numbers))
         acknowledge(numbers[-1])
         if numbers == [9]:
             store.seal()
-            store.checkpoint()
+            store.write_checkpoint()
 
 
 def tidy(path, acknowledge):
     """Compaction, and collection of what it left."""
-    store = LocalStore(path)
+    store = open_store(path)
     compact(store)
     collect(store, grace_seconds=0.0)
     store.put(TEACHER, some([6, 7]))
@@ -57,7 +56,7 @@ def tidy(path, acknowledge):
 
 def take_in(path, acknowledge):
     """Import, as `tvkd store import` does it."""
-    store = LocalStore(path)
+    store = open_store(path)
     store.seal()
     copy(StoreReader(path.with_name("source")), store, segment_bytes=2000)
     acknowledge(11)

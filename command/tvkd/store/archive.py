@@ -11,25 +11,23 @@ from string import Template
 from typing import Any
 
 from tvkd.store import info
-from tvkd_server.store import open_store
-from tvkd_server.store.copying import Copied, check_teacher, copy
-from tvkd_server.store.publisher import Publisher
-from tvkd_server.store.store import make_store
 from tvkd_shared.errors import InvalidRequest, NoStore, StoreUnavailable, TVKDError
 from tvkd_shared.key import VALUE_DEFINITION
-from tvkd_shared.store import StoreReader
+from tvkd_shared.store import StoreReader, open_store
 from tvkd_shared.store.block import Damaged
-from tvkd_shared.store.entry import SegmentEntry
+from tvkd_shared.store.copying import CopyCounts, check_teacher, copy
 from tvkd_shared.store.files import files_at
-from tvkd_shared.store.folder import Folder
 from tvkd_shared.store.format import read_format
+from tvkd_shared.store.segment import SegmentEntry
 
 Progress = Callable[[list[SegmentEntry]], Iterable[SegmentEntry]]
 
 _CARD = Template((Path(__file__).parent / "card.md").read_text(encoding="utf-8"))
 
 
-def export(store: StoreReader, output: str, teacher: str | None, *, segment_bytes: int, progress: Progress) -> Copied:
+def export(
+    store: StoreReader, output: str, teacher: str | None, *, segment_bytes: int, progress: Progress
+) -> CopyCounts:
     """Write a teacher's values to a new directory or .zip file. Raises InvalidRequest when something is there already,
     or when the store holds several teachers and none is named."""
     target = Path(output)
@@ -38,9 +36,9 @@ def export(store: StoreReader, output: str, teacher: str | None, *, segment_byte
     name = _chosen(store, teacher)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
     try:
-        make_store(Folder(folder), store.format.mantissa_bits)
-        new = Publisher(folder)
+        new = open_store(folder, mantissa_bits=store.format.mantissa_bits)
         done = copy(store, new, name, segment_bytes=segment_bytes, progress=progress)
+        new.close()
         (folder / "README.md").write_text(card(info.gather(new), name), encoding="utf-8")
         if target.suffix == ".zip":
             _zip(folder, target)
@@ -52,17 +50,17 @@ def export(store: StoreReader, output: str, teacher: str | None, *, segment_byte
     return done
 
 
-def take_in(source: StoreReader, store: str, teacher: str | None, *, segment_bytes: int, progress: Progress) -> Copied:
+def take_in(
+    source: StoreReader, store: str, teacher: str | None, *, segment_bytes: int, progress: Progress
+) -> CopyCounts:
     """Copy a teacher's values, or all, into a store, which is made with the source's precision when it is missing.
 
-    Raises as `copy` does, and StoreInUse when another process writes the folder. What is refused makes no store.
+    Raises as `copy` does. What is refused makes no store.
     """
     check_teacher(source, teacher)
     bits = None if _is_there(store) else source.format.mantissa_bits
-    # A folder's one writer: what waits in its log was acknowledged first, and counts first.
     target = open_store(store, mantissa_bits=bits)
     try:
-        target.seal()
         return copy(source, target, teacher, segment_bytes=segment_bytes, progress=progress)
     finally:
         target.close()
@@ -90,7 +88,7 @@ def opened(place: str) -> Iterator[StoreReader]:
             raise
 
 
-def left_out(done: Copied) -> str:
+def left_out(done: CopyCounts) -> str:
     return f"; {done.damaged} damaged blocks were left out" if done.damaged else ""
 
 

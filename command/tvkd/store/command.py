@@ -13,13 +13,12 @@ from rich.console import Console
 from rich.progress import track
 
 from tvkd.store import archive, info
-from tvkd_server.store.compact import SEGMENT_BYTES, compact
-from tvkd_server.store.gc import GRACE_SECONDS, collect
-from tvkd_server.store.publisher import Publisher
-from tvkd_server.store.verify import verify
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.settings import exit_code, from_command_line
-from tvkd_shared.store import StoreReader
+from tvkd_shared.store import StoreReader, open_store
+from tvkd_shared.store.compact import SEGMENT_BYTES, compact
+from tvkd_shared.store.gc import GRACE_SECONDS, collect
+from tvkd_shared.store.verify import verify
 
 Item = TypeVar("Item")
 
@@ -125,7 +124,9 @@ class Compact(Action):
     )
 
     def run(self) -> int:
-        done = compact(Publisher(self.store), segment_bytes=self.segment_bytes, progress=self.bar("Compacting"))
+        store = open_store(self.store, create=False)
+        done = compact(store, segment_bytes=self.segment_bytes, progress=self.bar("Compacting"))
+        store.close()
         self.tell(
             asdict(done),
             f"{done.segments_before} segments became {done.segments_after}, {done.bytes_before:,} bytes "
@@ -147,7 +148,9 @@ class Gc(Action):
     )
 
     def run(self) -> int:
-        done = collect(Publisher(self.store), grace_seconds=self.grace_hours * 3600)
+        store = open_store(self.store, create=False)
+        done = collect(store, grace_seconds=self.grace_hours * 3600)
+        store.close()
         self.tell(asdict(done), f"{done.files} files removed, {done.bytes:,} bytes")
         return 0
 

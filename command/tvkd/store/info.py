@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from tvkd_shared.record import temperature_of
 from tvkd_shared.store import StoreReader
-from tvkd_shared.store.block import BASE
 from tvkd_shared.store.format import FORMAT_VERSION
 
 
@@ -27,7 +27,9 @@ def gather(store: StoreReader) -> dict[str, Any]:
             "bytes": size,
             "bytes_per_token": size / tokens if tokens else 0.0,
             "segments": len(own),
-            "temperatures": sorted({1.0 if entry.temperature == BASE else entry.temperature for entry in own}),
+            "temperatures": sorted(
+                {tau for entry in own for tau in map(temperature_of, entry.columns) if tau is not None}
+            ),
             "provenance": provenance.get(teacher),
         }
     return {
@@ -40,7 +42,7 @@ def gather(store: StoreReader) -> dict[str, Any]:
         "bytes": counts.bytes,
         "bytes_per_token": counts.bytes / counts.tokens if counts.tokens else 0.0,
         "segments": len(entries),
-        "in_log": len(store.pending()),
+        "in_log": len(store.recent_rows()),
         "commits": store.catalog.number,
         "corrupt": counts.corrupt,
         "teachers": of_teacher,

@@ -1,18 +1,17 @@
-"""The store's format and its read-only side.
+"""The store: what a teacher computed, kept in a folder or in object storage, for any number of readers and writers.
 
-files        where files rest: folder (a local disk), bucket (object storage)
-document     a JSON file with its checksum       format       store.json
-block        the rows under one key and one temperature
-log          durable records not yet in a segment
-segment      an immutable Zarr group of blocks; shard: one of its arrays
-turn         a lock for a request that others wait for
-entry        what a commit says of a segment
-catalog      the commits: which segments are live
-index        key → segment and row
-certificate  how far a sample of the values was off
-reader       StoreReader
+reader       StoreReader                       store        Store, open_store: takes records, publishes segments
+block        float32 [S, K] under a key        recent       blocks of a folder that are durable in SQLite
+segment      an immutable Zarr group of blocks shard        one of its arrays, read without zarr
+catalog      commits: which segments are live  index        key → segment and row
+files        where files are: folder, bucket   cache        decoded chunks
+document     a JSON file with its checksum     format       store.json
+compact      many segments into few            gc           removing what is no longer live
+verify       checking every byte               copying      from one store into another
+certificate  how far a sample of the numbers was off
 """
 
 from tvkd_shared.store.reader import StoreCounts, StoreReader
+from tvkd_shared.store.store import Store, open_store
 
-__all__ = ["StoreCounts", "StoreReader"]
+__all__ = ["Store", "StoreCounts", "StoreReader", "open_store"]

@@ -1,8 +1,8 @@
 """Which segments are live: commits in one order, each published by one conditional write.
 
-Commit N is `commits/N.json`. Whoever creates it has read all before it, so that the order of commits is one for every
-reader, and of two values of a key the one in the earlier commit counts, for good. A checkpoint holds what all commits
-up to its number say, so that an opening reads few of them.
+Commit N is `commits/N.json`. Whoever creates it has read all commits before it, so the order of commits is the same for
+every reader, and of two copies of a column of a key the one in the earlier commit counts, for good. A checkpoint holds
+what all commits up to its number say together, so that a reader that opens the store reads few of them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,18 +12,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tvkd_shared.store import document
 from tvkd_shared.store.block import Damaged
-from tvkd_shared.store.entry import LAST_ORDER, SEGMENTS, SegmentEntry
 from tvkd_shared.store.files import AT_ONCE, Files, file_numbers
 from tvkd_shared.store.format import FORMAT_NAME, FORMAT_VERSION, check_version
-from tvkd_shared.store.segment import entry_of
+from tvkd_shared.store.segment import SegmentEntry
 
 COMMITS, CHECKPOINTS = "commits", "checkpoints"
 _MANY = 512
-"""Commits since that a checkpoint may spare."""
+"""With more new commits than this a refresh looks for a checkpoint first."""
 
 
 class Commit(BaseModel):
-    """Segments that come and go in one step. `remove` says when, in seconds since 1970."""
+    """Segments that are added and removed in one step. `remove` says when, in seconds since 1970."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,11 +41,10 @@ def numbered(folder: str, number: int) -> str:
 
 
 class Catalog:
-    """The live segments as of the last commit that was read. One thread at a time refreshes it.
+    """The live segments as of the last commit that was read. One thread at a time changes it.
 
-    `segments`  name → entry         `removed`  name → when it was removed, for those whose files may still be there
-    `number`    of the last commit   `damaged`  commits and checkpoints that could not be read
-    `adopted`   segments that were found then, with no commit that names them: a writer commits to them
+    `segments`  name → entry         `removed`  name → when it was removed, while its files may still exist
+    `number`    of the last commit   `damaged`  commits and checkpoints that cannot be read: what they named is missing
     """
 
     def __init__(self, files: Files) -> None:
@@ -56,109 +54,86 @@ class Catalog:
         self.segments: Mapping[str, SegmentEntry] = {}
         self.removed: dict[str, float] = {}
         self.damaged: set[str] = set()
-        self.adopted: set[str] = set()
-        self._missed = False
         self._load_checkpoint()
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in the commits since. When it raises, nothing is taken in."""
+        """Read the commits that were added since. When it raises, nothing has changed."""
         stamp = self._files.stamp(COMMITS, f"{self.number + 1:012d}.json")
         if stamp == self._stamp:
             return
-        while commits := self._since():
+        if commits := self._new_commits():
             self.apply(commits)
-        if self._missed:
-            self._adopt()
         self._stamp = stamp
 
-    def _since(self) -> dict[int, Commit | None]:
+    def read_next(self) -> None:
+        """Read the commit after the last one, which is known to exist."""
+        name = numbered(COMMITS, self.number + 1)
+        commit = self._read(name)
+        if not isinstance(commit, Commit):
+            self.damaged.add(name)
+        self.apply({self.number + 1: commit if isinstance(commit, Commit) else None})
+
+    def _new_commits(self) -> dict[int, Commit | None]:
         """The commits since, in order; None for one that is damaged or lost."""
         numbers = file_numbers(self._files, COMMITS, ".json", after=self.number)
         if numbers and (numbers[0] > self.number + 1 or len(numbers) > _MANY):
-            # Commits that a checkpoint holds may be gone. One that nobody holds is lost.
+            # Commits that a checkpoint holds may have been collected.
             self._load_checkpoint()
             numbers = [number for number in numbers if number > self.number]
         if not numbers:
             return {}
         expected = range(self.number + 1, numbers[-1] + 1)
+        names = [numbered(COMMITS, number) for number in expected]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            read = list(pool.map(self._commit, expected) if self._files.remote else map(self._commit, expected))
+            read = list(pool.map(self._read, names) if self._files.remote else map(self._read, names))
         if FileNotFoundError in read and self._load_checkpoint():
-            return self._since()  # they were collected meanwhile
-        commits: dict[int, Commit | None] = {}
-        for number, commit in zip(expected, read, strict=True):
-            commits[number] = commit if isinstance(commit, Commit) else None
-            if commits[number] is None:
-                self._miss(numbered(COMMITS, number))
-        return commits
+            return self._new_commits()  # they were collected meanwhile
+        self.damaged |= {name for name, commit in zip(names, read, strict=True) if not isinstance(commit, Commit)}
+        return {number: c if isinstance(c, Commit) else None for number, c in zip(expected, read, strict=True)}
 
     def apply(self, commits: Mapping[int, Commit | None]) -> None:
-        """What commits add and remove. A segment that is live already, or was removed, stays so."""
+        """Add and remove what commits say. A segment that is live or was removed already stays as it is."""
         segments, removed = dict(self.segments), dict(self.removed)
         for commit in filter(None, commits.values()):
             for entry in commit.add:
-                known = segments.get(entry.name)
-                if entry.name not in removed and (known is None or known.order == LAST_ORDER):
-                    segments[entry.name] = entry
+                if entry.name not in removed:
+                    segments.setdefault(entry.name, entry)
             for name, when in commit.remove.items():
                 segments.pop(name, None)
                 removed[name] = when
         self.segments, self.removed, self.number = segments, removed, max(commits)
-        self.adopted = {name for name in self.adopted if name in segments and segments[name].order == LAST_ORDER}
 
-    def checkpoint(self) -> None:
-        """Write what this catalog holds, so that openings need not read the commits before."""
+    def write_checkpoint(self) -> None:
+        """Write what this catalog holds, so that opening the store need not read the commits before."""
         state = Commit(writer="checkpoint", add=list(self.segments.values()), remove=self.removed)
         self._files.write({numbered(CHECKPOINTS, self.number): state.to_bytes()})
 
     def forget(self, names: Iterable[str]) -> None:
-        """Removed segments whose files are gone."""
+        """Forget removed segments whose files no longer exist."""
         for name in names:
             self.removed.pop(name, None)
 
     def _load_checkpoint(self) -> bool:
-        """Start from the newest checkpoint that is sound, if it knows more. Returns whether it does."""
+        """Start from the newest sound checkpoint, if it is newer than this catalog. Returns whether it is."""
         for number in reversed(file_numbers(self._files, CHECKPOINTS, ".json", after=self.number)):
-            name = numbered(CHECKPOINTS, number)
-            state = self._read(name)
+            state = self._read(numbered(CHECKPOINTS, number))
             if isinstance(state, Commit):
                 self.segments = {entry.name: entry for entry in state.add}
                 self.removed = dict(state.remove)
                 self.number = number
                 return True
             if state is Damaged:
-                self._miss(name)
+                self.damaged.add(numbered(CHECKPOINTS, number))
         return False
 
-    def _miss(self, name: str) -> None:
-        self.damaged.add(name)
-        self._missed = True
-
-    def _commit(self, number: int) -> Commit | type[Exception]:
-        return self._read(numbered(COMMITS, number))
-
     def _read(self, name: str) -> Commit | type[Exception]:
-        """What is written there, or why it cannot be read."""
+        """The commit in a file, or the kind of error that prevents it."""
         try:
-            said = document.from_bytes(self._files.read(name), name)
-            check_version(said, f"{self._files}/{name}")
-            return Commit.model_validate(said)
+            fields = document.from_bytes(self._files.read(name), name)
+            check_version(fields, f"{self._files}/{name}")
+            return Commit.model_validate(fields)
         except FileNotFoundError:
             return FileNotFoundError
         except (Damaged, ValidationError):
             return Damaged
-
-    def _adopt(self) -> None:
-        """Find the segments that a damaged commit may have named: each says of itself all that a commit says."""
-        names = [name for name in self._files.names(SEGMENTS) if name not in self.segments and name not in self.removed]
-        found = {name: entry for name in names if (entry := self._described(name))}
-        self.segments = {**self.segments, **found}
-        self.adopted |= found.keys()
-        self._missed = False
-
-    def _described(self, name: str) -> SegmentEntry | None:
-        try:
-            return entry_of(self._files, name)
-        except (Damaged, FileNotFoundError):
-            return None

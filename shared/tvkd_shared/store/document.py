@@ -1,4 +1,4 @@
-"""A JSON file that carries its own checksum. Any flipped byte is seen, in the checksum and between the words too."""
+"""A JSON file that carries its own checksum. Any flipped byte is seen, also in the checksum and between the words."""
 
 import json
 import zlib
@@ -11,7 +11,7 @@ CHECKSUM = "crc32"
 
 
 def to_bytes(document: Mapping[str, Any]) -> bytes:
-    """The document in its one spelling: keys sorted, one a line, CRC-32 over the spelling without it."""
+    """The document in its one spelling: keys sorted, one a line, with a CRC-32 over the spelling without it."""
     return _spelled(dict(document) | {CHECKSUM: checksum(document)})
 
 

@@ -2,12 +2,19 @@
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.store.files import File
+
+MOUNTS = Path("/proc/self/mountinfo")
+_NETWORK = re.compile(
+    "nfs4?|cifs|smb3|smbfs|afs|9p|virtiofs|ceph|glusterfs|lustre|gpfs|beegfs|ocfs2"
+    "|fuse[.](sshfs|glusterfs|ceph|s3fs|gcsfuse|rclone|juicefs)"
+)
 
 _UNFINISHED = "."
 """First letter of a file that is being written. `names` leaves those out; `walk` gives them."""
@@ -140,3 +147,19 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def network_file_system(path: Path) -> str | None:
+    """The kind of network file system that a path is on, None for a local one, or where that cannot be known."""
+    try:
+        lines = MOUNTS.read_text().splitlines()
+    except OSError:
+        return None
+    kinds = {}
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields.split()[4])
+        kinds[point] = rest.split()[0]
+    real = path.resolve()
+    kind = next((kinds[str(parent)] for parent in (real, *real.parents) if str(parent) in kinds), "")
+    return kind if _NETWORK.fullmatch(kind) else None

@@ -1,5 +1,6 @@
-"""What a store is: its version and precision, kept in `store.json`, and the names of its files."""
+"""What a store is: its version and precision, kept in `store.json`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from tvkd_shared.store.block import Damaged
 from tvkd_shared.store.files import Files
 
 FORMAT_NAME = "tvkd-store"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 STORE_FILE = "store.json"
 FULL_MANTISSA = 23
 
@@ -32,34 +33,26 @@ class Format:
 
 
 def read_format(files: Files) -> Format:
-    """The format of the store that is there.
+    """The format of the store at `files`.
 
     Raises NoStore when there is none, StoreUnavailable for another version, Damaged when its file fails its check.
     """
     try:
-        said = document.from_bytes(files.read(STORE_FILE), f"{files}/{STORE_FILE}")
+        attributes = document.from_bytes(files.read(STORE_FILE), f"{files}/{STORE_FILE}")
     except FileNotFoundError:
         if files.names("commits"):
             raise Damaged(f"{STORE_FILE} is lost") from None
-        if files.names("segments") or _is_there(files, "log.sqlite"):
+        if files.names("segments") or (not files.remote and "log.sqlite" in files.names("")):
             raise _another_version(files, 1) from None
         raise NoStore(f"there is no store at {files}: it has no {STORE_FILE}") from None
-    check_version(said, str(files))
-    return Format(int(said["mantissa_bits"]))
+    check_version(attributes, str(files))
+    return Format(int(attributes["mantissa_bits"]))
 
 
-def check_version(said: dict[str, Any], name: str) -> None:
+def check_version(attributes: Mapping[str, Any], name: str) -> None:
     """Raises StoreUnavailable when a document of this name was written in another format or version."""
-    if (said.get("format"), said.get("version")) != (FORMAT_NAME, FORMAT_VERSION):
-        raise _another_version(name, said.get("version"))
-
-
-def _is_there(files: Files, name: str) -> bool:
-    try:
-        files.read(name, 0, 1)
-    except FileNotFoundError:
-        return False
-    return True
+    if (attributes.get("format"), attributes.get("version")) != (FORMAT_NAME, FORMAT_VERSION):
+        raise _another_version(name, attributes.get("version"))
 
 
 def _another_version(name: object, version: object) -> StoreUnavailable:

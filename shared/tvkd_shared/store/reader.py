@@ -7,32 +7,32 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from tvkd_shared.record import Float32, Record
+from tvkd_shared.errors import StoreUnavailable
+from tvkd_shared.record import Float32, Record, column_names
 from tvkd_shared.store import document
-from tvkd_shared.store.block import BASE, Damaged, record
-from tvkd_shared.store.cache import ChunkCache
+from tvkd_shared.store.block import Damaged
+from tvkd_shared.store.cache import ChunkCache, SharedFailureLock
 from tvkd_shared.store.catalog import Catalog
 from tvkd_shared.store.certificate import Certificate, certificates
-from tvkd_shared.store.entry import SegmentEntry
-from tvkd_shared.store.files import AT_ONCE, files_at
+from tvkd_shared.store.files import AT_ONCE, Files, files_at
+from tvkd_shared.store.folder import Folder, network_file_system
 from tvkd_shared.store.format import Format, read_format
 from tvkd_shared.store.index import Index
-from tvkd_shared.store.log import LogReader, Name, Pending
-from tvkd_shared.store.segment import Segment, format_of_segments
-from tvkd_shared.store.turn import Turn
-from tvkd_shared.store.view import Gone, View
+from tvkd_shared.store.recent import FILE, WAL, Recent, Row
+from tvkd_shared.store.segment import Segment, SegmentEntry, format_of_segments
 
 CACHE_BYTES = 128 << 20
 OPEN_SEGMENTS = 1024
 TEACHERS = "teachers"
 
-One = TypeVar("One")
-Answer = TypeVar("Answer")
+Columns = tuple[str, ...]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,56 @@ class StoreCounts:
     corrupt: int
 
 
-def check_temperatures(temperatures: Iterable[float]) -> None:
-    """Raises ValueError when one of them is not a positive finite number."""
-    for temperature in temperatures:
-        if not 0 < temperature < np.inf:
-            raise ValueError(f"temperature {temperature} is not a positive finite number")
+class Piece(NamedTuple):
+    """Those columns of a key that count in one block. `segment` is "" for a recent block, which no segment has yet."""
+
+    segment: str
+    columns: Columns
+    numbers: Float32
+
+
+@dataclass(slots=True)
+class Search:
+    """What a look-up has found so far: by key, the columns that are missing, and the pieces of the others."""
+
+    missing: dict[bytes, Columns]
+    pieces: dict[bytes, list[Piece]]
+
+    def take(self, key: bytes, segment: str, columns: Columns, block: Float32) -> None:
+        """Take from a block those columns that are still missing."""
+        wanted = self.missing.get(key, ())
+        taken = wanted if wanted == columns else tuple(name for name in wanted if name in columns)
+        if not taken:
+            return
+        if taken != columns:
+            block = block[:, [columns.index(name) for name in taken]]
+        self.pieces.setdefault(key, []).append(Piece(segment, taken, block))
+        if rest := tuple(name for name in wanted if name not in columns):
+            self.missing[key] = rest
+        else:
+            del self.missing[key]
+
+    def columns(self, key: bytes) -> set[str]:
+        """The columns of a key that were found."""
+        return {name for piece in self.pieces.get(key, ()) for name in piece.columns}
+
+    def record(self, key: bytes, columns: Columns) -> Record | None:
+        """A record of all the columns, or None when one is missing or blocks differ in length."""
+        pieces = self.pieces.get(key, [])
+        if len(pieces) == 1 and pieces[0].columns == columns:
+            return Record.checked(columns, pieces[0].numbers.copy())
+        named = {name: piece.numbers[:, index] for piece in pieces for index, name in enumerate(piece.columns)}
+        if not named.keys() >= set(columns) or len({len(named[name]) for name in columns}) != 1:
+            return None
+        return Record.checked(columns, np.stack([named[name] for name in columns], 1))
+
+
+class FilesGone(Exception):
+    """A segment's files do not exist: it was compacted and collected since it was listed, or its files are lost."""
+
+    def __init__(self, segment: str) -> None:
+        super().__init__(segment)
+        self.segment = segment
 
 
 class StoreReader:
@@ -60,68 +105,64 @@ class StoreReader:
     missing, and in `counts().corrupt`.
     """
 
-    def __init__(self, place: str | Path) -> None:
-        self.place = str(place)
-        self.files = files_at(place)
+    _writable = False
+
+    def __init__(self, place: str | Path | Files) -> None:
+        self.files = files_at(place) if isinstance(place, str | Path) else place
+        self.place = str(self.files)
+        self.remote = self.files.remote
         self.corrupt = 0
         """Checks that failed since this store was opened."""
         self._reported: set[str] = set()
         self._counting = threading.Lock()
         self.format = self._format()
-        self._refreshing = Turn()
+        self._refreshing = SharedFailureLock()
         self._begun = self._done = 0  # refreshes; those that failed are not done
         self._cache = ChunkCache(CACHE_BYTES)
-        self._open = lru_cache(OPEN_SEGMENTS)(self._open_segment)
-        self._log = LogReader(self.files)
+        self._open = lru_cache(OPEN_SEGMENTS)(lambda entry: Segment(self.files, entry, self._cache))
         self._lost: set[str] = set()
-        """Live segments of which files are not there."""
+        """Live segments whose files do not exist."""
+        self.recent = self._open_recent()
         self.catalog = Catalog(self.files)
         self.index = Index.load(self.files.index) or Index()
         self._indexed = len(self.index)
-        self._view = View({}, Index(), self._open, self._damaged)
+        self._view: tuple[Mapping[str, SegmentEntry], Index] = ({}, Index())
         self._update_view()
-        if self.files.remote:  # a folder's index is its writer's to keep
+        if self.remote:  # a folder's index is kept by its writers
             self.save_index(grown=1.25)
 
-    def get(self, keys: Sequence[bytes], temperatures: Sequence[float] = (1.0,)) -> list[Record | None]:
-        """The record of each key, None where it is missing.
+    def get(self, keys: Sequence[bytes], columns: Sequence[str] | None = None) -> list[Record | None]:
+        """The record of each key, with exactly the columns asked for (by default `column_names()`) in that order.
 
-        A record's `values` hold temperature 1.0 and those of the asked ones that are stored. Raises ValueError when a
-        temperature is not a positive finite number, StoreUnavailable when disk or service fails.
+        None where a column is missing. Raises StoreUnavailable when disk or service fails.
         """
-        check_temperatures(temperatures)
-        asked = [BASE, *dict.fromkeys(temperature for temperature in temperatures if temperature != 1.0)]
-        names = dict.fromkeys(Name(key, temperature) for key in keys for temperature in asked)
-        found = self._blocks(list(names))
-        return [_record(key, asked, found) for key in keys]
+        names = tuple(column_names() if columns is None else columns)
+        search = self.search(keys, names)
+        return [search.record(key, names) for key in keys]
 
-    def blocks(self, names: Sequence[Name]) -> dict[Name, Float32]:
-        """The sound blocks of segments as they are known now; of several of a name, the first that was published."""
-        return {name: block for name, (_, block) in self.winners(names).items()}
+    def has(self, keys: Sequence[bytes], columns: Sequence[str] | None = None) -> list[bool]:
+        """Whether the store has all the columns (by default `column_names()`) of each key."""
+        return [record is not None for record in self.get(keys, columns)]
 
-    def winners(self, names: Sequence[Name]) -> dict[Name, tuple[str, Float32]]:
-        """As `blocks`, with the segment that each comes from."""
-        while True:
-            view = self._view
-            try:
-                return self._winners(view, names)
-            except Gone as gone:
-                self.refresh()
-                if gone.segment in self._view.segments:
-                    self._lost.add(gone.segment)
+    def search(self, keys: Iterable[bytes], columns: Columns, *, recent: bool = True, refresh: bool = True) -> Search:
+        """The blocks that the columns of each key are in: of several copies of a column, the first that is sound.
 
-    def _winners(self, view: View, names: Sequence[Name]) -> dict[Name, tuple[str, Float32]]:
-        wanted = list(dict.fromkeys(name.key for name in names))
-        places = dict(zip(wanted, view.index.find(wanted), strict=True))
-        found = self._each(lambda name: view.first(name, places[name.key], self._lost), names)
-        return {name: one for name, one in zip(names, found, strict=True) if one is not None}
+        A recent block is in SQLite until the commit of its segment is published, so a look into both, and one more
+        after a refresh, finds every durable block.
+        """
+        search = Search(dict.fromkeys(keys, columns), {})
+        self._look(search, recent)
+        if search.missing and refresh:
+            self.refresh()
+            self._look(search, recent)
+        return search
 
     def refresh(self) -> None:
-        """Take in the commits since, of this process or of others."""
+        """Read the commits that this process or others have added."""
         asked = self._begun
         with self._refreshing:
             if self._done > asked:
-                return  # another thread's began after this one was asked for
+                return  # another thread's refresh began after this one was asked for
             self._begun = begun = self._begun + 1
             self.catalog.refresh()
             self._update_view()
@@ -129,18 +170,18 @@ class StoreReader:
 
     def teachers(self) -> dict[str, dict[str, Any]]:
         """Teacher id → provenance, the fields of TeacherInfo."""
-        found = {}
+        provenances = {}
         for name in self.files.names(TEACHERS):
             try:
-                said = document.from_bytes(self.files.read(f"{TEACHERS}/{name}"), f"{TEACHERS}/{name}")
-                found[str(said["id"])] = said
+                fields = document.from_bytes(self.files.read(f"{TEACHERS}/{name}"), f"{TEACHERS}/{name}")
+                provenances[str(fields["id"])] = fields
             except (Damaged, LookupError, FileNotFoundError) as damage:
                 self._damaged(f"{TEACHERS}/{name}", damage)
-        return found
+        return provenances
 
     def teacher_ids(self) -> list[str]:
-        """Those of which there are values in segments, or provenance, which may be damaged."""
-        return sorted(self.teachers().keys() | {entry.teacher for entry in self._view.segments.values()})
+        """Teachers that have numbers in segments, or provenance."""
+        return sorted(self.teachers().keys() | {entry.teacher for entry in self.catalog.segments.values()})
 
     def certificates(self) -> list[Certificate]:
         """What `tvkd store verify --rescore` found, the newest last."""
@@ -148,90 +189,29 @@ class StoreReader:
 
     def counts(self) -> StoreCounts:
         self.refresh()
-        view = self._view
-        entries = list(view.segments.values())
-        local = 0 if self.files.remote else _size(self.files.index) + sum(file.size for file in self.files.walk("log"))
-        sequences, tokens = self._pending_counts()
+        live, index = self._view
         # A segment whose keys are damaged has none that can be found.
-        found = [entry for entry in entries if entry.name in view.index.names]
+        indexed = [entry for name, entry in live.items() if name in index.names]
+        rows = [row for row in self.recent_rows() if row.numbers is not None and column_names()[0] in row.columns]
+        sealed = {which for hits in index.find([row.key for row in rows]).values() for which, _ in hits}
+        lengths = [len(row.numbers) - 1 for i, row in enumerate(rows) if i not in sealed and row.numbers is not None]
+        local = [self.files.root / name for name in ("index", FILE, WAL)] if isinstance(self.files, Folder) else []
         return StoreCounts(
-            sequences=sequences + sum(entry.sequences for entry in found),
-            tokens=tokens + sum(entry.tokens for entry in found),
-            bytes=local + sum(entry.bytes for entry in entries),
+            sequences=len(lengths) + sum(entry.sequences for entry in indexed),
+            tokens=sum(lengths) + sum(entry.tokens for entry in indexed),
+            bytes=sum(entry.bytes for entry in live.values()) + sum(p.stat().st_size for p in local if p.exists()),
             corrupt=self.corrupt,
         )
 
-    def segment(self, name: str) -> Segment:
-        """A live segment. Raises KeyError when it is none."""
-        return self._open(self._view.segments[name])
+    def recent_rows(self) -> list[Row]:
+        """Blocks that are durable and not yet in a segment. One that fails its check has no numbers."""
+        return self._from_recent(lambda recent: recent.rows()) or []
 
     def close(self) -> None:
-        """Let the store go."""
+        """Close the store's files."""
         self._open.cache_clear()
-
-    def _format(self) -> Format:
-        try:
-            return read_format(self.files)
-        except Damaged as damage:
-            self._damaged("store.json", damage)
-            return format_of_segments(self.files) or Format()
-
-    def _blocks(self, names: list[Name]) -> dict[Name, Float32]:
-        """Segments as known, then the log, then segments published meanwhile: a block is always in one of them."""
-        found = self.blocks(names)
-        if left := [name for name in names if name not in found]:
-            pending = self.pending()
-            found |= {name: pending[name].block for name in left if name in pending}
-        if left := [name for name in names if name not in found]:
-            self.refresh()
-            found |= self.blocks(left)
-        return found
-
-    def pending(self) -> Mapping[Name, Pending]:
-        """Blocks that are durable and not yet in a segment."""
-        if self.files.remote:
-            return {}
-        with self._refreshing:
-            found = self._log.pending()
-            self._tell(self._log)
-        return found
-
-    def _tell(self, log: LogReader) -> None:
-        """Count what is damaged in the log."""
-        for name, file in log.read.items():
-            if file.skipped:
-                self._damaged(name, Damaged(f"{file.skipped} bytes are no record"))
-
-    def _update_view(self) -> None:
-        """Bring the index to the catalog's segments, then look-ups to both.
-
-        A segment whose keys are damaged has none that can be found.
-        """
-        live = self.catalog.segments
-        if live is self._view.segments:
-            return
-        self.index.drop(self.index.names - live.keys())
-        missing = [entry for name, entry in live.items() if name not in self.index.names]
-        for entry, keys in zip(missing, self._each(self._keys, missing), strict=True):
-            if keys is not None:
-                self.index.add(entry.name, keys)
-        self._view = View(live, self.index.copy(), self._open, self._damaged)
-        for name in self.catalog.damaged:
-            self._damaged(name, Damaged(f"{name} is damaged"))
-
-    def _keys(self, entry: SegmentEntry) -> npt.NDArray[np.uint8] | None:
-        try:
-            return self._open(entry).keys()
-        except (Damaged, FileNotFoundError) as damage:
-            self._damaged(f"{entry.name}/keys", damage)
-            return None
-
-    def _each(self, read: Callable[[One], Answer], names: Sequence[One]) -> Iterable[Answer]:
-        """What `read` gives for each name; several at once where each waits for a service."""
-        if not self.files.remote or len(names) < 2:
-            return map(read, names)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(read, names))
+        if self.recent:
+            self.recent.close()
 
     def save_index(self, grown: float = 1.0) -> None:
         """Keep the index for the next opening, when it has grown by more than a factor.
@@ -243,19 +223,109 @@ class StoreReader:
                 self.index.save(self.files.index)
                 self._indexed = len(self.index)
 
-    def _open_segment(self, entry: SegmentEntry) -> Segment:
-        return Segment(self.files, entry, self._cache)
+    def _look(self, search: Search, recent: bool) -> None:
+        """One look into segments, and into recent blocks for what no segment has.
 
-    def _pending_counts(self) -> tuple[int, int]:
-        held = dict(self.pending())
-        # A crash may have left blocks in the log that are in a segment already.
-        found = self._view.index.find([name.key for name in held])
-        fresh = [
-            len(pending.block) - 1
-            for (name, pending), places in zip(held.items(), found, strict=True)
-            if name.temperature == BASE and not places
+        It begins again when segments were compacted and collected meanwhile: a later copy is never taken for an earlier
+        one that may only have moved.
+        """
+        while True:
+            try:
+                self._look_into_segments(search)
+                break
+            except FilesGone as gone:
+                self.refresh()
+                if gone.segment in self._view[0]:
+                    self._lost.add(gone.segment)
+        if search.missing and recent:
+            for row in self._from_recent(lambda recent: recent.find(list(search.missing))) or []:
+                if row.numbers is not None:
+                    search.take(row.key, "", row.columns, row.numbers)
+
+    def _look_into_segments(self, search: Search) -> None:
+        keys = list(search.missing)
+        live, index = self._view
+        hits = index.find(keys)
+        wanted = {name for columns in search.missing.values() for name in columns}
+        entries = [live[name] for name in hits if name in live and not wanted.isdisjoint(live[name].columns)]
+        places = [
+            (entry, row, keys[which])
+            for entry in sorted(entries, key=lambda entry: entry.rank)
+            for which, row in hits[entry.name]
         ]
-        return len(fresh), sum(fresh)
+        for (entry, _, key), block in zip(places, self._each(self._block, places), strict=True):
+            if block is not None:
+                search.take(key, entry.name, entry.columns, block)
+
+    def _block(self, place: tuple[SegmentEntry, int, bytes]) -> Float32 | None:
+        """The block at a place; None where it has another key or fails a check. Raises FilesGone."""
+        entry, row, key = place
+        try:
+            return self._open(entry).block(row, key)
+        except Damaged as damage:
+            self._damaged(f"{entry.name}/{row}", damage)
+        except FileNotFoundError as damage:
+            if entry.name not in self._lost:
+                raise FilesGone(entry.name) from damage
+            self._damaged(entry.name, damage)
+        return None
+
+    def _format(self) -> Format:
+        try:
+            return read_format(self.files)
+        except Damaged as damage:
+            self._damaged("store.json", damage)
+            return format_of_segments(self.files) or Format()
+
+    def _open_recent(self) -> Recent | None:
+        """The recent blocks of a folder; None for object storage, and on a network file system that has none."""
+        if not isinstance(self.files, Folder):
+            return None
+        recent = Recent(self.files, self._damaged, writable=self._writable)
+        if kind := network_file_system(self.files.root):
+            if recent.copied_rows():
+                raise StoreUnavailable(
+                    f"the store {self.place} is on a network file system ({kind}) and {FILE} still has blocks in it: "
+                    "stop the server, or run `tvkd store compact` on its machine"
+                )
+            return None
+        return recent
+
+    def _from_recent(self, read: Callable[[Recent], Result]) -> Result | None:
+        """What a read of the recent blocks gives; None where there are none, or their file is damaged."""
+        try:
+            return read(self.recent) if self.recent else None
+        except Damaged as damage:
+            self._damaged(FILE, damage)
+            return None
+
+    def _update_view(self) -> None:
+        """Bring the index to the catalog's segments, then look-ups to both."""
+        live = self.catalog.segments
+        for name in self.catalog.damaged:
+            self._damaged(name, Damaged("it is damaged or lost, and what it named is missing"))
+        if live is self._view[0]:
+            return
+        self.index.drop(self.index.names - live.keys())
+        entries = [entry for name, entry in live.items() if name not in self.index.names]
+        for entry, keys in zip(entries, self._each(self._keys, entries), strict=True):
+            if keys is not None:
+                self.index.add(entry.name, keys)
+        self._view = live, self.index.copy()
+
+    def _keys(self, entry: SegmentEntry) -> npt.NDArray[np.uint8] | None:
+        try:
+            return self._open(entry).keys()
+        except (Damaged, FileNotFoundError) as damage:
+            self._damaged(f"{entry.name}/keys", damage)
+            return None
+
+    def _each(self, read: Callable[[Item], Result], items: Sequence[Item]) -> Iterable[Result]:
+        """What `read` gives for each item; several at once where each waits for a service."""
+        if not self.remote or len(items) < 2:
+            return map(read, items)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(read, items))
 
     def _damaged(self, what: str, damage: Exception) -> bool:
         """Count bytes that failed a check, once. Returns whether they are new."""
@@ -265,15 +335,3 @@ class StoreReader:
             self._reported.add(what)
             self.corrupt += 1
             return True
-
-
-def _record(key: bytes, asked: list[float], found: dict[Name, Float32]) -> Record | None:
-    base = found.get(Name(key, BASE))
-    if base is None:
-        return None
-    further = {tau: found[Name(key, tau)] for tau in asked[1:] if Name(key, tau) in found}
-    return record(base, {tau: block for tau, block in further.items() if len(block) == len(base)})
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -12,9 +12,8 @@ import numpy.typing as npt
 from numcodecs.blosc import decompress
 
 from tvkd_shared.store.block import Damaged
-from tvkd_shared.store.cache import ChunkCache
+from tvkd_shared.store.cache import ChunkCache, SharedFailureLock
 from tvkd_shared.store.files import Files
-from tvkd_shared.store.turn import Turn
 
 CHUNK_ROWS = 4096
 _CRC_BYTES = 4
@@ -41,7 +40,7 @@ class Shard:
         self._like = like
         self._cache = cache
         self._by_column = by_column
-        self._opening = Turn()
+        self._opening = SharedFailureLock()
         self._opened: npt.NDArray[np.int64] | None = None
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
