@@ -9,12 +9,11 @@ from tvkd_server.admission import Admission
 from tvkd_server.flights import Claim, Flights
 from tvkd_server.metrics import Metrics
 from tvkd_server.store import Store
-from tvkd_server.teachers.limits import check
-from tvkd_server.teachers.teacher import Teacher
+from tvkd_server.teachers.teacher import Teacher, check_temperatures
 from tvkd_server.writer import GroupCommit
 from tvkd_shared.errors import NotCached, PayloadTooLarge, StoreUnavailable, TeacherMismatch, TVKDError
 from tvkd_shared.key import completion_keys
-from tvkd_shared.record import Record
+from tvkd_shared.record import Record, column_names
 from tvkd_shared.wire import (
     CompletionAnswer,
     ItemAnswer,
@@ -76,6 +75,7 @@ class Service:
         info = self.teacher.info
         if request.teacher_id not in (None, info.id):
             raise TeacherMismatch(f"teacher {request.teacher_id} was asked for; this server runs {info.id}")
+        check_temperatures(request.temperatures)
         work = await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, request)
         if request.cache == "skip":
             records, fresh = await self._skip_store(work, request.temperatures)
@@ -106,7 +106,7 @@ class Service:
             at = f"items[{index}]"
             tokens = self._tokenized(item, left, at) if isinstance(item, TextItem) else item
             prompt, completions = tokens.prompt_token_ids, tokens.completions
-            check(self.teacher.info, prompt, completions, request.temperatures, at)
+            self.teacher.check(prompt, completions, at)
             keys = completion_keys(self.teacher.info.id, prompt, completions)
             work.append(_Work(tokens, keys, isinstance(item, TextItem)))
             left -= work[-1].size
@@ -201,7 +201,7 @@ class Service:
         self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperatures: Sequence[float]
     ) -> list[Record]:
         with self.metrics.teacher_seconds.time():
-            scored = await self.teacher.score(prompt, completions, temperatures)
+            scored = await self.teacher.score(prompt, completions, column_names(temperatures))
         self.metrics.teacher_tokens.inc(len(prompt) + sum(map(len, completions)))
         return scored
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import small_models
 from tvkd_server.teachers.checkpoint import Checkpoint
-from tvkd_server.teachers.transformers_teacher import TransformersTeacher
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def directory(saved, tmp_path) -> Path:
 
 
 def load(directory, **settings):
-    return TransformersTeacher.load(directory, device="cpu", **settings).info
+    return small_models.load(directory, **settings).info
 
 
 def edit_config(directory, **changes) -> None:

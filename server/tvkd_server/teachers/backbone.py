@@ -1,4 +1,4 @@
-"""Hidden states of completions: the prompt read once, its completions after it, nothing read that is not needed."""
+"""Hidden states of completions: a prompt is read once, and each of its completions after it."""
 
 import copy
 import inspect
@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One prompt, its completions (token ids), and the temperatures asked for; 1.0 is among them."""
-
-    prompt: list[int]
-    completions: list[list[int]]
-    temperatures: tuple[float, ...]
-
+from tvkd_server.teachers.teacher import Question
 
 Item = TypeVar("Item")
 
@@ -41,21 +33,21 @@ class States:
 class Backbone:
     """The model's layers below its LM head, and whether they can read a prompt once for all its completions.
 
-    `shares_prompts` is false for state-space and other layers whose cache is no row of keys and values, for models that
-    take no positions, and for RoPE whose frequencies depend on the batch's longest sequence: each completion is then
-    read with its prompt, right-padded or alone, which any causal model does correctly.
+    `shares_prompts` is false for layers whose cache is not rows of keys and values (state-space layers and others), for
+    models that take no positions, and for RoPE whose frequencies depend on the batch's longest sequence. Each
+    completion is then read with its prompt, right-padded or alone, which any causal model does correctly.
     """
 
     def __init__(self, model: Any, longest: int) -> None:
         self._forward = model.base_model
         self._device = model.device
         self._longest = longest
-        self._alone = "longrope" in _rope_types(model.config.get_text_config(decoder=True))
-        self.shares_prompts = not self._alone and self._can_share()
+        self._one_at_a_time = "longrope" in _rope_types(model.config.get_text_config(decoder=True))
+        self.shares_prompts = not self._one_at_a_time and self._can_share()
 
     def _can_share(self) -> bool:
         config = self._forward.config.get_text_config(decoder=True)
-        # A chunk's borders fall on absolute places of a row, and left padding moves them.
+        # Chunks begin at fixed places of a row, and left padding would move them.
         chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
         positions = "position_ids" in inspect.signature(self._forward.forward).parameters
         if chunked or not positions:
@@ -77,7 +69,7 @@ class Backbone:
         width = int(prompts_N.max())
         ids_NP = _padded([question.prompt for question in questions], left=True)
         places_P = torch.arange(width)
-        # Prompts end where completions begin, so that windows and positions run on across the border.
+        # Prompts are padded on the left, so that windows and positions continue into the completions.
         mask_NP = (places_P >= width - prompts_N[:, None]).to(self._device)
         positions_NP = (places_P - (width - prompts_N[:, None])).clamp(min=0)
         output = self.read(
@@ -95,7 +87,7 @@ class Backbone:
             on_device_R = question_R.to(self._device)
             hidden_RTD = self.read(
                 ids_RT,
-                # Padding at the end is left visible: no real token looks forward, and no row is masked throughout.
+                # Padding at the end needs no mask: no real token looks forward, and no row is masked throughout.
                 attention_mask=torch.cat([mask_NP[on_device_R].long(), ones_RT], 1),
                 position_ids=positions_RT.clamp(max=self._longest - 1).to(self._device),
                 past_key_values=_rows_of(cache, on_device_R),
@@ -105,13 +97,13 @@ class Backbone:
             yield self._real_states(rows, completions, hidden_RSD)
 
     def _unshared(self, questions: Sequence[Question], max_tokens: int) -> Iterator[States]:
-        for rows in _groups(questions, max_tokens, whole=True, alone=self._alone):
+        for rows in _groups(questions, max_tokens, whole=True, one_at_a_time=self._one_at_a_time):
             completions = [questions[question].completions[index] for question, index in rows]
             prompts = [questions[question].prompt for question, _ in rows]
             ids_RL = _padded([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
             hidden_RLD = self.read(ids_RL, use_cache=False).last_hidden_state
             longest = max(map(len, completions)) + 1
-            # A row's states, moved to begin at 0; what is beyond the row is dropped with the other padding.
+            # A row's states, moved to begin at 0; what lies beyond the row is dropped with the padding.
             starts_R = torch.tensor([len(prompt) - 1 for prompt in prompts])
             places_RS = (starts_R[:, None] + torch.arange(longest)).clamp(max=ids_RL.shape[1] - 1).to(self._device)
             hidden_RSD = hidden_RLD.gather(1, places_RS[..., None].expand(-1, -1, hidden_RLD.shape[-1]))
@@ -126,24 +118,24 @@ class Backbone:
 
 
 def micro_batches(questions: Sequence[Question], max_tokens: int) -> list[list[int]]:
-    """Indices of the questions in groups of like prompt length, at most `max_tokens` padded prompt tokens or one."""
+    """Indices of the questions in groups of similar prompt length, at most `max_tokens` padded prompt tokens or one."""
     order = sorted(range(len(questions)), key=lambda index: len(questions[index].prompt))
-    return _filled([(index, len(questions[index].prompt)) for index in order], max_tokens)
+    return _packed([(index, len(questions[index].prompt)) for index in order], max_tokens)
 
 
 def _groups(
-    questions: Sequence[Question], max_tokens: int, *, prefix: int = 0, whole: bool = False, alone: bool = False
+    questions: Sequence[Question], max_tokens: int, *, prefix: int = 0, whole: bool = False, one_at_a_time: bool = False
 ) -> Iterator[list[Row]]:
-    """Rows of like length: `prefix` padded tokens stand before each completion, or its own prompt if `whole`."""
+    """Rows of similar length: `prefix` padded tokens before each completion, or its own prompt if `whole`."""
     sized = [
         ((number, index), prefix + len(completion) + (len(question.prompt) if whole else 0))
         for number, question in enumerate(questions)
         for index, completion in enumerate(question.completions)
     ]
-    yield from _filled(sorted(sized, key=lambda row: row[1]), 0 if alone else max_tokens)
+    yield from _packed(sorted(sized, key=lambda row: row[1]), 0 if one_at_a_time else max_tokens)
 
 
-def _filled(sized: Sequence[tuple[Item, int]], max_tokens: int) -> list[list[Item]]:
+def _packed(sized: Sequence[tuple[Item, int]], max_tokens: int) -> list[list[Item]]:
     """Groups in order of rising size whose number × largest size stays within `max_tokens`, of one item at least."""
     groups: list[list[Item]] = []
     for item, size in sized:
@@ -162,10 +154,10 @@ def _padded(sequences: Sequence[Sequence[int]], *, left: bool = False) -> Tensor
 
 def _rows_of(cache: DynamicCache, rows_R: Tensor) -> DynamicCache:
     """The cache with its rows selected and repeated; the original keeps its own."""
-    taken = copy.copy(cache)
-    taken.layers = [copy.copy(layer) for layer in cache.layers]
-    taken.batch_select_indices(rows_R)
-    return taken
+    selection = copy.copy(cache)
+    selection.layers = [copy.copy(layer) for layer in cache.layers]
+    selection.batch_select_indices(rows_R)
+    return selection
 
 
 def _rope_types(config: Any) -> set[str]:
