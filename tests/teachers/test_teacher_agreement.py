@@ -73,8 +73,8 @@ def test_any_questions_in_any_order_agree(architecture, teacher, reference, data
 
 
 def test_a_prompt_is_shared_wherever_the_cache_is_rows_of_keys_and_values(teacher):
-    assert all(teacher(architecture)._pass.shares_prompts for architecture in SHARED)
-    assert not any(teacher(architecture)._pass.shares_prompts for architecture in UNSHARED)
+    assert all(teacher(architecture)._pass._backbone.shares_prompts for architecture in SHARED)
+    assert not any(teacher(architecture)._pass._backbone.shares_prompts for architecture in UNSHARED)
 
 
 def test_a_prompt_is_read_once_for_all_its_completions_and_logits_are_made_for_their_states_only(teacher):

@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import torch
@@ -42,7 +43,8 @@ class Backbone:
         self._forward = model.base_model
         self._device = model.device
         self._longest = longest
-        self._one_at_a_time = "longrope" in _rope_types(model.config.get_text_config(decoder=True))
+        rope = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None)
+        self._one_at_a_time = "longrope" in str(rope)  # a dict, or one for each type of layer
         self.shares_prompts = not self._one_at_a_time and self._can_share()
 
     def _can_share(self) -> bool:
@@ -78,7 +80,7 @@ class Backbone:
         border_ND = output.last_hidden_state[:, -1].clone()
         cache = output.past_key_values
         del output
-        for rows in _groups(questions, max_tokens, prefix=width):
+        for rows in _groups(questions, max_tokens, width):
             completions = [questions[question].completions[index] for question, index in rows]
             question_R = torch.tensor([question for question, _ in rows])
             ids_RT = _padded(completions)
@@ -97,7 +99,7 @@ class Backbone:
             yield self._real_states(rows, completions, hidden_RSD)
 
     def _unshared(self, questions: Sequence[Question], max_tokens: int) -> Iterator[States]:
-        for rows in _groups(questions, max_tokens, whole=True, one_at_a_time=self._one_at_a_time):
+        for rows in _groups(questions, 0 if self._one_at_a_time else max_tokens):
             completions = [questions[question].completions[index] for question, index in rows]
             prompts = [questions[question].prompt for question, _ in rows]
             ids_RL = _padded([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
@@ -119,26 +121,23 @@ class Backbone:
 
 def micro_batches(questions: Sequence[Question], max_tokens: int) -> list[list[int]]:
     """Indices of the questions in groups of similar prompt length, at most `max_tokens` padded prompt tokens or one."""
-    order = sorted(range(len(questions)), key=lambda index: len(questions[index].prompt))
-    return _packed([(index, len(questions[index].prompt)) for index in order], max_tokens)
+    return _packed([(index, len(question.prompt)) for index, question in enumerate(questions)], max_tokens)
 
 
-def _groups(
-    questions: Sequence[Question], max_tokens: int, *, prefix: int = 0, whole: bool = False, one_at_a_time: bool = False
-) -> Iterator[list[Row]]:
-    """Rows of similar length: `prefix` padded tokens before each completion, or its own prompt if `whole`."""
+def _groups(questions: Sequence[Question], max_tokens: int, prefix: int | None = None) -> list[list[Row]]:
+    """Rows of similar length: before each completion stand `prefix` padded tokens, or its own prompt."""
     sized = [
-        ((number, index), prefix + len(completion) + (len(question.prompt) if whole else 0))
+        ((number, index), len(completion) + (len(question.prompt) if prefix is None else prefix))
         for number, question in enumerate(questions)
         for index, completion in enumerate(question.completions)
     ]
-    yield from _packed(sorted(sized, key=lambda row: row[1]), 0 if one_at_a_time else max_tokens)
+    return _packed(sized, max_tokens)
 
 
 def _packed(sized: Sequence[tuple[Item, int]], max_tokens: int) -> list[list[Item]]:
-    """Groups in order of rising size whose number × largest size stays within `max_tokens`, of one item at least."""
+    """Groups in order of size whose number × largest size stays within `max_tokens`, of at least one item."""
     groups: list[list[Item]] = []
-    for item, size in sized:
+    for item, size in sorted(sized, key=itemgetter(1)):
         if not groups or (len(groups[-1]) + 1) * size > max_tokens:
             groups.append([])
         groups[-1].append(item)
@@ -158,9 +157,3 @@ def _rows_of(cache: DynamicCache, rows_R: Tensor) -> DynamicCache:
     selection.layers = [copy.copy(layer) for layer in cache.layers]
     selection.batch_select_indices(rows_R)
     return selection
-
-
-def _rope_types(config: Any) -> set[str]:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [parameters, *(entry for entry in parameters.values() if isinstance(entry, dict))]
-    return {entry["rope_type"] for entry in nested if "rope_type" in entry}

@@ -9,7 +9,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import platformdirs
 from huggingface_hub import snapshot_download
@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tvkd_shared.errors import InvalidRequest
 
-DType = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 # The order in which transformers looks for weights: it loads the first that exists.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -49,12 +49,10 @@ class Checkpoint:
             raise InvalidRequest(
                 f"{model} is a PEFT adapter; merge it into its base model first (merge_and_unload), then save that"
             )
+        if not (directory / "config.json").exists():
+            raise InvalidRequest(f"{model} has no config.json; a checkpoint saved by save_pretrained has one")
         try:
             config = json.loads((directory / "config.json").read_text())
-        except FileNotFoundError:
-            raise InvalidRequest(
-                f"{model} has no config.json; a checkpoint saved by save_pretrained is needed"
-            ) from None
         except ValueError as error:
             raise InvalidRequest(f"{model}/config.json is not JSON: {error}") from error
         _refuse_other_models(model, config)
@@ -70,9 +68,7 @@ class Checkpoint:
         shards = sorted({self.directory / shard for shard in json.loads(weights.read_text())["weight_map"].values()})
         missing = [shard.name for shard in shards if not shard.exists()]
         if missing:
-            raise InvalidRequest(
-                f"{self.directory} lacks {', '.join(missing)}, which {weights.name} names; copy it too"
-            )
+            raise InvalidRequest(f"{self.directory} lacks {', '.join(missing)} of {weights.name}; copy it too")
         return shards
 
     def weights_digest(self) -> str:
@@ -87,8 +83,8 @@ class Checkpoint:
         the checkpoint's own, and stays "auto" when its config names none.
         Raises InvalidRequest for a dtype that no engine serves.
         """
-        if dtype not in get_args(DType):
-            raise InvalidRequest(f"dtype {dtype!r} is unknown; choose one of {', '.join(get_args(DType))}")
+        if dtype not in DTYPES:
+            raise InvalidRequest(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
         if dtype != "auto":
             return dtype
         if on_cpu and "quantization_config" not in self.config:
@@ -107,9 +103,7 @@ def _snapshot(model: str | Path) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(repository, allow_patterns=[*_BESIDE_WEIGHTS, "pytorch_model*.bin"]))
     except (HFValidationError, OSError) as error:
-        raise InvalidRequest(
-            f"{repository} is not a directory, and the hub did not return it: {first_line(error)}"
-        ) from error
+        raise InvalidRequest(f"{repository} is not a directory, nor on the hub: {first_line(error)}") from error
     return folder
 
 
@@ -122,9 +116,7 @@ def _refuse_other_models(model: str | Path, config: dict[str, Any]) -> None:
     known = {causal} if isinstance(causal, str) else set(causal)
     architectures = config.get("architectures") or []
     if architectures and not known & set(architectures):
-        raise InvalidRequest(
-            f"{model} is a {', '.join(architectures)}, not a causal LM; save it as {' or '.join(known)}"
-        )
+        raise InvalidRequest(f"{model} is a {', '.join(architectures)}, not a causal LM such as {' or '.join(known)}")
 
 
 def _file_digest(path: Path) -> str:

@@ -47,10 +47,7 @@ COLUMN_FUNCTIONS: dict[str, Callable[[Softmax], Tensor]] = {
     ACTION_LOGIT: lambda softmax: softmax.action_S,
     ENTROPY: lambda softmax: softmax.total_S.log() - softmax.mean_S,
 }
-"""How each column is computed, shape (S,); value columns are made from their temperature. A new column is added here.
-
-The definitions are those of `tvkd_shared.value`.
-"""
+"""How each column but the values is computed, shape (S,), by the definitions of `tvkd_shared.value`."""
 
 
 def column_function(name: str) -> Callable[[Softmax], Tensor]:

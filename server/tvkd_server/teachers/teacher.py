@@ -4,6 +4,7 @@ What every engine shares is here: how a checkpoint becomes a teacher with an id,
 without. An engine adds how it loads the model and how it computes the numbers.
 """
 
+import asyncio
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ class Served(NamedTuple):
 
 
 class Teacher(ABC):
-    """A loaded model. Make one with `load`; an engine implements `_load`, `_numbers`, `_stop` and `died`."""
+    """A loaded model. `load` makes one; an engine implements `_load`, `_numbers` and `_stop`."""
 
     engine: ClassVar[str]
     info: TeacherInfo
@@ -72,17 +73,15 @@ class Teacher(ABC):
         except TVKDError:
             raise
         except Exception as error:
-            reason = f"{settings.model} does not load as a teacher: {first_line(error)}"
-            raise InvalidRequest(reason) from error
-        teacher._tokenizer = Tokenizer.load(checkpoint.directory)
-        dtype = str(served.dtype).removeprefix("torch.")
-        stored = checkpoint.config.get("quantization_config")
-        quantization = stored or settings.quantization
+            raise InvalidRequest(f"{settings.model} does not load as a teacher: {first_line(error)}") from error
+        teacher._tokenizer = Tokenizer(checkpoint.directory)
+        config, dtype = checkpoint.config, str(served.dtype).removeprefix("torch.")
+        quantized = config.get("quantization_config")
         teacher.info = TeacherInfo(
-            id=teacher_id(checkpoint.weights_digest(), checkpoint.config, dtype, quantization),
+            id=teacher_id(checkpoint.weights_digest(), config, dtype, quantized or settings.quantization),
             name=checkpoint.name,
             dtype=dtype,
-            quantization=str(stored.get("quant_method", "unnamed")) if stored else settings.quantization,
+            quantization=str(quantized.get("quant_method", "unnamed")) if quantized else settings.quantization,
             vocab_size=served.vocab_size,
             longest_sequence=served.longest_sequence,
             tokenizer_digest=teacher._tokenizer.digest,
@@ -109,9 +108,9 @@ class Teacher(ABC):
     async def _stop(self) -> None:
         """Finish what the engine is computing, refuse what waits, and free the device. Called once."""
 
-    @abstractmethod
     async def died(self) -> None:
-        """Return once the engine is dead for good, and wait for ever while it lives."""
+        """Return once the engine is dead for good. One that lives in the server's own process never dies alone."""
+        await asyncio.Event().wait()
 
     async def score(
         self, prompt_token_ids: Sequence[int], completions: Sequence[Sequence[int]], columns: Sequence[str]
@@ -146,10 +145,8 @@ class Teacher(ABC):
                 raise InvalidRequest(f"{at}{name} is empty; it needs at least one token")
             if min(token_ids) < 0 or max(token_ids) >= self.info.vocab_size:
                 index = next(i for i, token in enumerate(token_ids) if not 0 <= token < self.info.vocab_size)
-                raise TokenOutOfRange(
-                    f"{at}{name}[{index}] is {token_ids[index]}; the teacher's tokens are "
-                    f"0 … {self.info.vocab_size - 1}"
-                )
+                known = f"the teacher's tokens are 0 … {self.info.vocab_size - 1}"
+                raise TokenOutOfRange(f"{at}{name}[{index}] is {token_ids[index]}; {known}")
         longest = max(range(len(completions)), key=lambda index: len(completions[index]))
         prompt, completion = len(prompt_token_ids), len(completions[longest])
         if prompt + completion > self.info.longest_sequence:
@@ -174,9 +171,7 @@ def check_temperatures(temperatures: Sequence[float]) -> None:
     lowest, highest = TEMPERATURES
     for index, temperature in enumerate(temperatures):
         if not lowest <= temperature <= highest:
-            raise TemperatureNotServed(
-                f"temperatures[{index}] is {temperature}; this server's range is {lowest} … {highest}"
-            )
+            raise TemperatureNotServed(f"temperatures[{index}] is {temperature}; served are {lowest} … {highest}")
 
 
 def _record(columns: tuple[str, ...], numbers_SK: Float32) -> Record:

@@ -39,11 +39,6 @@ class TeacherPass:
             self._head = Head(model, type(output), settings.head_chunk)
             self._verify(model, probe_1L, output.last_hidden_state)
 
-    @property
-    def shares_prompts(self) -> bool:
-        """Whether a prompt is read once for all its completions."""
-        return self._backbone.shares_prompts
-
     @torch.inference_mode()
     def score(self, questions: Sequence[Question]) -> list[Answer]:
         """An answer to each question. When memory runs out, the questions are halved, then one question's rows."""
@@ -62,13 +57,10 @@ class TeacherPass:
             return [answer for half in halves for answer in self._score_within(half, max_tokens)]
         prompt, completion = len(questions[0].prompt), max(map(len, questions[0].completions))
         padded = min(max_tokens, len(questions[0].completions) * (prompt + completion))
-        if padded <= prompt + completion:
-            refusal = TeacherUnavailable(
-                f"the device's memory does not hold a prompt of {prompt} and a completion of {completion} tokens; "
-                "lower head_chunk, or give the teacher a larger device"
-            )
-            return [refusal]
-        return self._score_within(questions, padded // 2)
+        if padded > prompt + completion:
+            return self._score_within(questions, padded // 2)
+        reason = f"the device's memory does not hold a prompt of {prompt} and a completion of {completion} tokens"
+        return [TeacherUnavailable(f"{reason}; lower head_chunk, or give the teacher a larger device")]
 
     def _score(self, questions: Sequence[Question], max_tokens: int) -> list[list[Float32]]:
         """Each question's columns are picked from those of all questions, which one reduction computes together."""

