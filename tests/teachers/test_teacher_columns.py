@@ -8,7 +8,7 @@ import torch
 
 from small_models import tokens
 from tvkd_server.teachers import head
-from tvkd_server.teachers.vllm_engine.pooler import Chunk, ChunkReducer, split_rows
+from tvkd_server.teachers.vllm_engine.pooler import Chunk, reduce_chunks, split_rows
 from tvkd_shared import record
 from tvkd_shared.record import column_names
 
@@ -49,7 +49,6 @@ def test_a_new_column_is_read_from_the_transformers_teacher(architecture, teache
 def test_a_new_column_is_read_from_the_pooler_in_any_chunks_beside_other_questions(steps):
     hidden_ND = torch.randn(10, 8, generator=torch.Generator().manual_seed(0))
     head_DV = torch.randn(8, 50, generator=torch.Generator().manual_seed(1))
-    reduce_chunks = ChunkReducer(lambda hidden: hidden @ head_DV, 48, head_chunk=2)
     columns, rows, start, answer = ["variance", "value_1"], [], 0, None
     for length in steps:
         end = start + length
@@ -58,11 +57,13 @@ def test_a_new_column_is_read_from_the_pooler_in_any_chunks_beside_other_questio
             Chunk(ids, 0, 2, finished=True, first_state=1, columns=["entropy"], rows=[]),
             Chunk(ids, start, end, finished=end == 10, first_state=4, columns=columns, rows=rows),
         ]
-        other, answer = reduce_chunks(torch.cat([hidden_ND[:2], hidden_ND[start:end]]), chunks)
+        other, answer = reduce_chunks(
+            lambda hidden: hidden @ head_DV, torch.cat([hidden_ND[:2], hidden_ND[start:end]]), chunks, 2
+        )
         assert other.shape == (1, 1 + 1)
         start = end
     positions, numbers = split_rows(answer.numpy())
-    logits_SV = (hidden_ND @ head_DV)[4:, :48].double().numpy()
+    logits_SV = (hidden_ND @ head_DV)[4:].double().numpy()
     np.testing.assert_array_equal(positions, range(4, 10))
     np.testing.assert_allclose(numbers[:, columns.index("variance")], variances(logits_SV), rtol=1e-3)
     assert not rows
@@ -70,9 +71,8 @@ def test_a_new_column_is_read_from_the_pooler_in_any_chunks_beside_other_questio
 
 def test_rows_that_a_preempted_sequence_repeats_are_kept_once():
     hidden_ND, ids, rows = torch.randn(6, 8), torch.arange(6), []
-    reduce_chunks = ChunkReducer(lambda hidden: hidden, 8, head_chunk=8)
     for start, end in [(0, 4), (0, 3), (3, 6)]:
         chunk = Chunk(ids, start, end, finished=end == 6, first_state=1, columns=["value_1"], rows=rows)
-        (answer,) = reduce_chunks(hidden_ND[start:end], [chunk])
+        (answer,) = reduce_chunks(torch.clone, hidden_ND[start:end], [chunk], 8)
     positions, _ = split_rows(answer.numpy())
     np.testing.assert_array_equal(positions, range(1, 6))

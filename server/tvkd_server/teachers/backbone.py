@@ -69,54 +69,49 @@ class Backbone:
     def _shared(self, questions: Sequence[Question], max_tokens: int) -> Iterator[States]:
         prompts_N = torch.tensor([len(question.prompt) for question in questions])
         width = int(prompts_N.max())
-        ids_NP = _padded([question.prompt for question in questions], left=True)
-        places_P = torch.arange(width)
         # Prompts are padded on the left, so that windows and positions continue into the completions.
-        mask_NP = (places_P >= width - prompts_N[:, None]).to(self._device)
-        positions_NP = (places_P - (width - prompts_N[:, None])).clamp(min=0)
+        positions_NP = torch.arange(width) - (width - prompts_N[:, None])
+        mask_NP = (positions_NP >= 0).long().to(self._device)
         output = self.read(
-            ids_NP, attention_mask=mask_NP.long(), position_ids=positions_NP.to(self._device), use_cache=True
+            _padded([question.prompt for question in questions], left=True),
+            attention_mask=mask_NP,
+            position_ids=positions_NP.clamp(min=0).to(self._device),
+            use_cache=True,
         )
-        border_ND = output.last_hidden_state[:, -1].clone()
-        cache = output.past_key_values
+        first_state_ND, cache = output.last_hidden_state[:, -1].clone(), output.past_key_values
         del output
         for rows in _groups(questions, max_tokens, width):
-            completions = [questions[question].completions[index] for question, index in rows]
-            question_R = torch.tensor([question for question, _ in rows])
+            completions = [questions[number].completions[index] for number, index in rows]
+            number_R = torch.tensor([number for number, _ in rows])
             ids_RT = _padded(completions)
-            ones_RT = torch.ones_like(ids_RT).to(self._device)
-            positions_RT = prompts_N[question_R][:, None] + torch.arange(ids_RT.shape[1])
-            on_device_R = question_R.to(self._device)
+            positions_RT = prompts_N[number_R][:, None] + torch.arange(ids_RT.shape[1])
+            number_R = number_R.to(self._device)
             hidden_RTD = self.read(
                 ids_RT,
                 # Padding at the end needs no mask: no real token looks forward, and no row is masked throughout.
-                attention_mask=torch.cat([mask_NP[on_device_R].long(), ones_RT], 1),
+                attention_mask=torch.cat([mask_NP[number_R], torch.ones_like(ids_RT).to(self._device)], 1),
                 position_ids=positions_RT.clamp(max=self._longest - 1).to(self._device),
-                past_key_values=_rows_of(cache, on_device_R),
+                past_key_values=_rows_of(cache, number_R),
                 use_cache=True,
             ).last_hidden_state
-            hidden_RSD = torch.cat([border_ND[on_device_R][:, None], hidden_RTD], 1)
-            yield self._real_states(rows, completions, hidden_RSD)
+            hidden_RSD = torch.cat([first_state_ND[number_R][:, None], hidden_RTD], 1)
+            yield self._states(rows, hidden_RSD, [0] * len(rows), completions)
 
     def _unshared(self, questions: Sequence[Question], max_tokens: int) -> Iterator[States]:
         for rows in _groups(questions, 0 if self._one_at_a_time else max_tokens):
-            completions = [questions[question].completions[index] for question, index in rows]
-            prompts = [questions[question].prompt for question, _ in rows]
+            completions = [questions[number].completions[index] for number, index in rows]
+            prompts = [questions[number].prompt for number, _ in rows]
             ids_RL = _padded([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
             hidden_RLD = self.read(ids_RL, use_cache=False).last_hidden_state
-            longest = max(map(len, completions)) + 1
-            # A row's states, moved to begin at 0; what lies beyond the row is dropped with the padding.
-            starts_R = torch.tensor([len(prompt) - 1 for prompt in prompts])
-            places_RS = (starts_R[:, None] + torch.arange(longest)).clamp(max=ids_RL.shape[1] - 1).to(self._device)
-            hidden_RSD = hidden_RLD.gather(1, places_RS[..., None].expand(-1, -1, hidden_RLD.shape[-1]))
-            yield self._real_states(rows, completions, hidden_RSD)
+            yield self._states(rows, hidden_RLD, [len(prompt) - 1 for prompt in prompts], completions)
 
-    def _real_states(self, rows: list[Row], completions: list[list[int]], hidden_RSD: Tensor) -> States:
-        lengths_R = torch.tensor([len(completion) for completion in completions])
-        real_RS = torch.arange(hidden_RSD.shape[1]) <= lengths_R[:, None]
-        actions_RS = _padded([[*completion, 0] for completion in completions])
-        hidden_SD = hidden_RSD[real_RS.to(self._device)]
-        return States(rows, hidden_SD, actions_RS[real_RS].to(self._device))
+    def _states(self, rows: list[Row], hidden_RLD: Tensor, starts: list[int], completions: list[list[int]]) -> States:
+        """The T + 1 states of each row from its start on, without padding."""
+        starts_R, lengths_R = torch.tensor(starts), torch.tensor(list(map(len, completions)))
+        steps_RL = torch.arange(hidden_RLD.shape[1]) - starts_R[:, None]
+        scored_RL = (steps_RL >= 0) & (steps_RL <= lengths_R[:, None])
+        actions_S = torch.tensor([token for completion in completions for token in (*completion, 0)])
+        return States(rows, hidden_RLD[scored_RL.to(self._device)], actions_S.to(self._device))
 
 
 def micro_batches(questions: Sequence[Question], max_tokens: int) -> list[list[int]]:

@@ -95,9 +95,7 @@ class Checkpoint:
 def _snapshot(model: str | Path) -> Path:
     repository = str(model)
     if isinstance(model, Path) or repository.startswith(("/", ".", "~")) or repository.count("/") > 1:
-        raise InvalidRequest(
-            f"there is no directory {model}; give a checkpoint's directory or a hub id such as org/name"
-        )
+        raise InvalidRequest(f"no directory {model} exists; give a checkpoint's directory or a hub id such as org/name")
     try:
         folder = Path(snapshot_download(repository, allow_patterns=[*_BESIDE_WEIGHTS, "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):

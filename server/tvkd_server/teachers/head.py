@@ -66,6 +66,21 @@ def reduce(logits_SV: Tensor, actions_S: Tensor, columns: Sequence[str]) -> Tens
     return torch.stack([column_function(name)(softmax) for name in columns], 1)
 
 
+def reduce_hidden(
+    logits: Callable[[Tensor], Tensor | None], hidden_SD: Tensor, actions_S: Tensor, columns: Sequence[str], chunk: int
+) -> Tensor:
+    """The same from hidden states, on the CPU. The logits of `chunk` states exist at once.
+
+    Where `logits` returns None, because another process has them, the numbers are zeros.
+    """
+    table_SK = torch.zeros(len(hidden_SD), len(columns), device=hidden_SD.device)
+    for begin in range(0, len(hidden_SD), chunk):
+        part = slice(begin, begin + chunk)
+        if (logits_SV := logits(hidden_SD[part])) is not None:
+            table_SK[part] = reduce(logits_SV, actions_S[part], columns)
+    return table_SK.cpu()
+
+
 class Head:
     """What the model does after its backbone, run on given hidden states, some rows at a time.
 
@@ -86,16 +101,14 @@ class Head:
         """Raw next-token logits of each state, shape (S, V), over the config's `vocab_size` rows."""
         self._backbone.hidden_1SD = hidden_SD[None]
         try:
-            output = self._model(input_ids=self._no_token.expand(1, len(hidden_SD)), use_cache=False)
-            logits_1SV: Tensor = output.logits
+            logits_1SV: Tensor = self._model(input_ids=self._no_token.expand(1, len(hidden_SD)), use_cache=False).logits
         finally:
             self._backbone.hidden_1SD = None
         return logits_1SV[0, :, : self._vocab_size]
 
     def reduce(self, hidden_SD: Tensor, actions_S: Tensor, columns: Sequence[str]) -> Tensor:
         """The columns of each state, shape (S, K), float32, on the CPU; see `reduce`."""
-        chunks = zip(torch.split(hidden_SD, self._chunk), torch.split(actions_S, self._chunk), strict=True)
-        return torch.cat([reduce(self.logits(hidden), actions, columns) for hidden, actions in chunks]).cpu()
+        return reduce_hidden(self.logits, hidden_SD, actions_S, columns, self._chunk)
 
 
 class _FixedBackbone(nn.Module):

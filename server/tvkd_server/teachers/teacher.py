@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.checkpoint import Checkpoint, first_line
@@ -40,19 +40,11 @@ class Question:
     columns: tuple[str, ...]
 
 
-class Served(NamedTuple):
-    """What an engine made of a checkpoint. `dtype` is torch's, as the engine runs."""
-
-    dtype: Any
-    vocab_size: int
-    longest_sequence: int
-    engine_version: str
-
-
 class Teacher(ABC):
     """A loaded model. `load` makes one; an engine implements `_load`, `_numbers` and `_stop`."""
 
     engine: ClassVar[str]
+    engine_version: ClassVar[str]
     info: TeacherInfo
     _tokenizer: Tokenizer
     _closed = False
@@ -69,32 +61,35 @@ class Teacher(ABC):
         checkpoint.weight_files()  # names what is missing more clearly than the engines do
         teacher = cls()
         try:
-            served = teacher._load(checkpoint, settings)
+            torch_dtype, vocab_size, longest_sequence = teacher._load(checkpoint, settings)
         except TVKDError:
             raise
         except Exception as error:
             raise InvalidRequest(f"{settings.model} does not load as a teacher: {first_line(error)}") from error
         teacher._tokenizer = Tokenizer(checkpoint.directory)
-        config, dtype = checkpoint.config, str(served.dtype).removeprefix("torch.")
+        config, dtype = checkpoint.config, str(torch_dtype).removeprefix("torch.")
         quantized = config.get("quantization_config")
         teacher.info = TeacherInfo(
             id=teacher_id(checkpoint.weights_digest(), config, dtype, quantized or settings.quantization),
             name=checkpoint.name,
             dtype=dtype,
             quantization=str(quantized.get("quant_method", "unnamed")) if quantized else settings.quantization,
-            vocab_size=served.vocab_size,
-            longest_sequence=served.longest_sequence,
             tokenizer_digest=teacher._tokenizer.digest,
             chat_template_digest=teacher._tokenizer.chat_template_digest,
+            vocab_size=vocab_size,
+            longest_sequence=longest_sequence,
             engine=cls.engine,
-            engine_version=served.engine_version,
+            engine_version=cls.engine_version,
             temperatures=list(TEMPERATURES),
         )
         return teacher
 
     @abstractmethod
-    def _load(self, checkpoint: Checkpoint, settings: ServeSettings) -> Served:
-        """Start the engine. An error that is not a TVKDError is reported as a checkpoint that does not load."""
+    def _load(self, checkpoint: Checkpoint, settings: ServeSettings) -> tuple[Any, int, int]:
+        """Start the engine. Returns torch's dtype as it runs, the vocabulary's size and the longest sequence.
+
+        An error that is not a TVKDError is reported as a checkpoint that does not load.
+        """
 
     @abstractmethod
     async def _numbers(self, question: Question) -> list[Float32]:
@@ -138,22 +133,19 @@ class Teacher(ABC):
         at = f"{where}: " if where else ""
         if len(completions) == 0:
             raise InvalidRequest(f"{at}the prompt has no completion; it needs at least one")
-        named = [("prompt_token_ids", prompt_token_ids)]
-        named += [(f"completions[{index}]", completion) for index, completion in enumerate(completions)]
-        for name, token_ids in named:
+        last, longest, prompt = self.info.vocab_size - 1, self.info.longest_sequence, len(prompt_token_ids)
+        for number, token_ids in enumerate([prompt_token_ids, *completions]):
+            name = f"completions[{number - 1}]" if number else "prompt_token_ids"
             if len(token_ids) == 0:
                 raise InvalidRequest(f"{at}{name} is empty; it needs at least one token")
-            if min(token_ids) < 0 or max(token_ids) >= self.info.vocab_size:
-                index = next(i for i, token in enumerate(token_ids) if not 0 <= token < self.info.vocab_size)
-                known = f"the teacher's tokens are 0 … {self.info.vocab_size - 1}"
-                raise TokenOutOfRange(f"{at}{name}[{index}] is {token_ids[index]}; {known}")
-        longest = max(range(len(completions)), key=lambda index: len(completions[index]))
-        prompt, completion = len(prompt_token_ids), len(completions[longest])
-        if prompt + completion > self.info.longest_sequence:
-            raise SequenceTooLong(
-                f"{at}the prompt and completions[{longest}] are {prompt} + {completion} = {prompt + completion} "
-                f"tokens; the teacher's longest sequence is {self.info.longest_sequence}: shorten it, tvkd never cuts"
-            )
+            if min(token_ids) < 0 or max(token_ids) > last:
+                index = next(i for i, token in enumerate(token_ids) if not 0 <= token <= last)
+                raise TokenOutOfRange(f"{at}{name}[{index}] is {token_ids[index]}; the teacher's tokens are 0 … {last}")
+            if number and prompt + len(token_ids) > longest:
+                length = f"{prompt} + {len(token_ids)} = {prompt + len(token_ids)} tokens"
+                raise SequenceTooLong(
+                    f"{at}the prompt and {name} are {length}; the teacher's longest sequence is {longest}: shorten it"
+                )
 
     def tokenize(self, item: TextItem, max_tokens: int) -> TokenItem:
         """Token ids by the teacher's own tokenizer and chat template; see `Tokenizer.tokenize`."""

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.backbone import micro_batches
 from tvkd_server.teachers.checkpoint import Checkpoint, first_line
-from tvkd_server.teachers.teacher import Question, Served, Teacher
+from tvkd_server.teachers.teacher import Question, Teacher
 from tvkd_server.teachers.teacher_pass import TeacherPass
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
 from tvkd_shared.record import Float32
@@ -34,9 +34,9 @@ class _Call:
 class TransformersTeacher(Teacher):
     """Concurrent calls are batched: a worker takes all that wait, and runs micro-batches in one thread of its own."""
 
-    engine = "transformers"
+    engine, engine_version = "transformers", f"{transformers.__version__} (torch {torch.__version__})"
 
-    def _load(self, checkpoint: Checkpoint, settings: ServeSettings) -> Served:
+    def _load(self, checkpoint: Checkpoint, settings: ServeSettings) -> tuple[Any, int, int]:
         device = _device(settings.device)
         model = _load_model(checkpoint, checkpoint.served_dtype(settings.dtype, on_cpu=device.type == "cpu"), device)
         config = model.config.get_text_config(decoder=True)
@@ -46,8 +46,7 @@ class TransformersTeacher(Teacher):
         self._waiting: list[_Call] = []
         self._worker: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "teacher")
-        version = f"{transformers.__version__} (torch {torch.__version__})"
-        return Served(model.dtype, config.vocab_size, longest, version)
+        return model.dtype, config.vocab_size, longest
 
     async def _numbers(self, question: Question) -> list[Float32]:
         call = _Call(question, asyncio.get_running_loop().create_future())

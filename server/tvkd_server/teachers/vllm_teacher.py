@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import os
+from typing import Any
 
 import numpy as np
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.checkpoint import Checkpoint
-from tvkd_server.teachers.teacher import Question, Served, Teacher
+from tvkd_server.teachers.teacher import Question, Teacher
 from tvkd_server.teachers.vllm_engine import plugin, private
 from tvkd_server.teachers.vllm_engine.arguments import refuse_what_changes_values
 from tvkd_server.teachers.vllm_engine.pooler import split_rows
@@ -20,11 +21,11 @@ from tvkd_shared.record import Float32
 class VLLMTeacher(Teacher):
     """vLLM's engine batches. This class asks it for one sequence a completion and checks that every state came back."""
 
-    engine = "vllm"
+    engine, engine_version = "vllm", private.VERSION
 
-    def _load(self, checkpoint: Checkpoint, settings: ServeSettings) -> Served:
+    def _load(self, checkpoint: Checkpoint, settings: ServeSettings) -> tuple[Any, int, int]:
         refuse_what_changes_values(settings.engine_args)
-        dtype = checkpoint.served_dtype(settings.dtype, on_cpu=private.on_cpu())
+        dtype = checkpoint.served_dtype(settings.dtype, on_cpu=private.ON_CPU)
         (architecture, *_) = checkpoint.config.get("architectures") or [
             MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[checkpoint.config["model_type"]]
         ]
@@ -32,8 +33,7 @@ class VLLMTeacher(Teacher):
             raise InvalidRequest(f"vLLM {private.VERSION} has no {architecture}; serve it with --engine transformers")
         os.environ[plugin.SERVER] = str(os.getpid())
         self._engine = private.Engine(checkpoint.directory, architecture, dtype, settings)
-        engine = self._engine
-        return Served(engine.dtype, engine.vocab_size, engine.longest_sequence, private.VERSION)
+        return self._engine.dtype, self._engine.vocab_size, self._engine.longest_sequence
 
     async def _numbers(self, question: Question) -> list[Float32]:
         """The first completion goes ahead, and those that can read the prompt from the prefix cache follow."""

