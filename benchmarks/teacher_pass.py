@@ -31,8 +31,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from tvkd_server.teachers.backbone import Question
+from tvkd_server.settings import ServeSettings
+from tvkd_server.teachers.teacher import Question
 from tvkd_server.teachers.transformers_teacher import TransformersTeacher
+from tvkd_shared.record import column_names
 
 WAYS = ("naive", "full logits", "ours", "body only")
 Way = Callable[[], None]
@@ -45,24 +47,23 @@ def pairs(count: int, vocabulary: int) -> list[Question]:
     def ids(shortest: int, longest: int) -> list[int]:
         return random.integers(0, vocabulary, random.integers(shortest, longest + 1)).tolist()
 
-    return [Question(ids(96, 160), [ids(64, 128), ids(64, 128)], (1.0,)) for _ in range(count)]
+    return [Question(ids(96, 160), [ids(64, 128), ids(64, 128)], column_names()) for _ in range(count)]
 
 
 def one_pair(length: int, vocabulary: int) -> list[Question]:
     """A prompt of 16 tokens with two completions of `length`."""
     random = np.random.default_rng(0)
     prompt, *completions = (random.integers(0, vocabulary, size).tolist() for size in (16, length, length))
-    return [Question(prompt, completions, (1.0,))]
+    return [Question(prompt, completions, column_names())]
 
 
 def ours(questions: list[Question], options: argparse.Namespace) -> Way:
     """Every pair asked at once through the teacher's own interface."""
-    teacher = TransformersTeacher.load(
-        options.model, dtype=options.dtype, device=options.device, max_batch_tokens=options.max_batch_tokens
-    )
+    settings = {name: getattr(options, name) for name in ("dtype", "device", "max_batch_tokens")}
+    teacher = TransformersTeacher.load(ServeSettings(model=str(options.model), **settings))
 
     async def ask_all() -> None:
-        await asyncio.gather(*(teacher.score(q.prompt, q.completions, q.temperatures) for q in questions))
+        await asyncio.gather(*(teacher.score(q.prompt, q.completions, q.columns) for q in questions))
 
     return lambda: asyncio.run(ask_all())
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from tvkd_server.teachers.backbone import Question
+from tvkd_server.teachers.teacher import Question
 
 BUDGET, CACHE_GIB = 1024, 1
 """Tokens in a step of the engine, and its key-value cache: the same for all."""

@@ -31,7 +31,7 @@ from teacher_pass import alone, one_pair, pairs
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from vllm_servers import CACHE_GIB, Server, logprob_bodies, openai, ours, ours_bodies
 
-from tvkd_server.teachers.backbone import Question
+from tvkd_server.teachers.teacher import Question
 
 Bodies = Callable[[list[Question]], list[dict[str, Any]]]
 BY_VLLM: dict[str, tuple[Callable[[Path, int], AbstractContextManager[Server]], Bodies]] = {

@@ -11,8 +11,7 @@ from tvkd_server.flights import Claim, Flights, Landing
 from tvkd_server.metrics import Metrics
 from tvkd_server.settings import ServeSettings
 from tvkd_shared.store import Store
-from tvkd_server.teachers.limits import check
-from tvkd_server.teachers.teacher import Teacher
+from tvkd_server.teachers.teacher import Teacher, check_temperatures
 from tvkd_server.writer import GroupCommit
 from tvkd_shared.errors import NotCached, PayloadTooLarge, TeacherMismatch, TVKDError
 from tvkd_shared.key import completion_keys, token_array
@@ -93,6 +92,7 @@ class Service:
 
     def _prepare(self, request: PotentialsRequest) -> list[_Item]:
         """Tokenise and check every item before the teacher sees one."""
+        check_temperatures(request.temperatures)
         most = self._settings.max_request_tokens
         items: list[_Item] = []
         remaining = most
@@ -101,7 +101,7 @@ class Service:
             tokens = self._tokenize(item, remaining, place) if isinstance(item, TextItem) else item
             prompt = token_array(tokens.prompt_token_ids)
             completions = [token_array(ids) for ids in tokens.completions]
-            check(self.teacher.info, prompt, completions, request.temperatures, place)
+            self.teacher.check(prompt, completions, place)
             keys = completion_keys(self.teacher.info.id, prompt, completions)
             items.append(_Item(prompt, completions, keys, isinstance(item, TextItem)))
             remaining -= items[-1].size
