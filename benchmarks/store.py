@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 from store_alternatives import FlatFile, Lmdb, Records, Sqlite, ZarrAppend
-
 from tvkd_server.store import LocalStore
+
 from tvkd_shared.record import Record
 from tvkd_shared.store import StoreReader
 

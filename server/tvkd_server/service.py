@@ -10,12 +10,12 @@ from tvkd_server.admission import Admission
 from tvkd_server.flights import Claim, Flights, Landing
 from tvkd_server.metrics import Metrics
 from tvkd_server.settings import ServeSettings
-from tvkd_shared.store import Store
 from tvkd_server.teachers.teacher import Teacher, check_temperatures
 from tvkd_server.writer import GroupCommit
 from tvkd_shared.errors import NotCached, PayloadTooLarge, TeacherMismatch, TVKDError
 from tvkd_shared.key import completion_keys, token_array
 from tvkd_shared.record import Record, column_names
+from tvkd_shared.store import Store
 from tvkd_shared.wire import (
     CompletionAnswer,
     ItemAnswer,
@@ -219,9 +219,7 @@ def _questions(items: Sequence[_Item], keys: Iterable[bytes]) -> list[_Question]
     wanted = set(keys)
     questions = []
     for item in items if wanted else ():
-        completions = {
-            key: ids.tolist() for key, ids in zip(item.keys, item.completions, strict=True) if key in wanted
-        }
+        completions = {key: ids.tolist() for key, ids in zip(item.keys, item.completions, strict=True) if key in wanted}
         wanted -= completions.keys()
         if completions:
             questions.append(_Question(item.prompt.tolist(), completions))

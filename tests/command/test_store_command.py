@@ -11,8 +11,7 @@ import pytest
 from running_server import start_server
 from tvkd.store.command import main
 from tvkd_client.prefetch import main as prefetch
-from tvkd_shared.store import open_store
-from tvkd_shared.store import StoreReader
+from tvkd_shared.store import StoreReader, open_store
 
 PAIRS = [
     {"prompt": f"w{20 + n} w21 ", "chosen": f"w{30 + n} w31 w32", "rejected": f"w{50 + n} w{60 + n}"} for n in range(8)

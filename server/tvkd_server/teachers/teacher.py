@@ -25,7 +25,7 @@ from tvkd_shared.errors import (
     TokenOutOfRange,
     TVKDError,
 )
-from tvkd_shared.key import teacher_id
+from tvkd_shared.key import Tokens, teacher_id
 from tvkd_shared.record import Float32, Record, has_last_state
 from tvkd_shared.wire import TeacherInfo, TextItem, TokenItem
 
@@ -126,7 +126,7 @@ class Teacher(ABC):
         question = Question(list(prompt_token_ids), [list(ids) for ids in completions], tuple(columns))
         return [_record(question.columns, numbers_SK) for numbers_SK in await self._numbers(question)]
 
-    def check(self, prompt_token_ids: Sequence[int], completions: Sequence[Sequence[int]], where: str = "") -> None:
+    def check(self, prompt_token_ids: Tokens, completions: Sequence[Tokens], where: str = "") -> None:
         """Refuse what the teacher cannot answer. `where` names the item in the message, such as "items[3]".
 
         Raises TokenOutOfRange or SequenceTooLong with the index and the value, and InvalidRequest for an empty prompt,
