@@ -227,7 +227,7 @@ class Recent:
             sqlite = _connect(self.path)
             try:
                 if sqlite.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                    sqlite.execute("PRAGMA page_size = 16384")
+                    sqlite.execute("PRAGMA page_size = 8192")
                     sqlite.execute("PRAGMA journal_mode = WAL")
                 for setting in ("synchronous = FULL", "wal_autocheckpoint = 0", "secure_delete = OFF"):
                     sqlite.execute(f"PRAGMA {setting}")

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import threading
 import time
 import uuid
@@ -55,6 +56,8 @@ def open_store(
         _check_conditional_writes(files)
     if create:
         _make(files, mantissa_bits)
+    if isinstance(files, Folder) and files.root.exists() and not os.access(files.root, os.W_OK, effective_ids=True):
+        raise StoreUnavailable(f"the store {place} cannot be written: its folder is read-only for this user")
     return Store(files, seal_bytes)
 
 
