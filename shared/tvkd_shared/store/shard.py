@@ -46,9 +46,10 @@ class Shard:
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows start … stop − 1, read-only; 0 ≤ start < stop ≤ rows."""
         first = start // CHUNK_ROWS
+        if stop <= (first + 1) * CHUNK_ROWS:
+            return self._chunk(first)[start - first * CHUNK_ROWS : stop - first * CHUNK_ROWS]
         chunks = [self._chunk(number) for number in range(first, (stop - 1) // CHUNK_ROWS + 1)]
-        rows = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
-        return rows[start - first * CHUNK_ROWS : stop - first * CHUNK_ROWS]
+        return np.concatenate(chunks)[start - first * CHUNK_ROWS : stop - first * CHUNK_ROWS]
 
     def _chunk(self, number: int) -> npt.NDArray[Any]:
         return self._cache.get((self._name, number), lambda: self._decoded(number))

@@ -202,7 +202,7 @@ class Store(StoreReader):
             self.seal()
             self.save_index()
             if self.recent and self.recent.path.exists():
-                self.recent.checkpoint(shrink=True)
+                self.recent.checkpoint()
         except (StoreUnavailable, Damaged) as error:
             _logger.warning("%s; recent blocks stay in SQLite", error)
         super().close()
@@ -217,7 +217,9 @@ class Store(StoreReader):
 
     def _add(self, teacher: str, given: Given, publish: bool) -> tuple[int, Search]:
         columns = tuple(dict.fromkeys(name for _, names, _ in given for name in names))
-        search = self.search([key for key, *_ in given], columns, refresh=not self.remote)
+        if not self.remote:
+            self.refresh()
+        search = self.search([key for key, *_ in given], columns, refresh=False)
         new: dict[Columns, dict[bytes, Float32]] = {}
         for key, names, block in given:
             if any(len(piece.numbers) != len(block) for piece in search.pieces.get(key, ())):
