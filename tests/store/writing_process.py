@@ -84,13 +84,17 @@ def kill_at(operation):
         return lambda *arguments, **options: (count(), function(*arguments, **options))[1]
 
     class Counted(sqlite3.Connection):
-        """Killed before and after each statement of SQLite."""
+        """Killed before each statement of SQLite that changes something."""
 
-        def execute(self, *arguments):
-            return (count(), super().execute(*arguments), count())[1]
+        def execute(self, statement, *arguments):
+            if not statement.startswith(
+                ("SELECT", "PRAGMA journal", "PRAGMA synchronous", "PRAGMA secure", "ROLLBACK")
+            ):
+                count()
+            return super().execute(statement, *arguments)
 
         def executemany(self, *arguments):
-            return (count(), super().executemany(*arguments), count())[1]
+            return (count(), super().executemany(*arguments))[1]
 
     connect = sqlite3.connect
     sqlite3.connect = lambda *arguments, **options: connect(*arguments, factory=Counted, **options)

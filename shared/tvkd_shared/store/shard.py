@@ -46,10 +46,11 @@ class Shard:
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows start … stop − 1, read-only; 0 ≤ start < stop ≤ rows."""
         first = start // CHUNK_ROWS
-        if stop <= (first + 1) * CHUNK_ROWS:
-            return self._chunk(first)[start - first * CHUNK_ROWS : stop - first * CHUNK_ROWS]
-        chunks = [self._chunk(number) for number in range(first, (stop - 1) // CHUNK_ROWS + 1)]
-        return np.concatenate(chunks)[start - first * CHUNK_ROWS : stop - first * CHUNK_ROWS]
+        rows = self._chunk(first)
+        if stop > (first + 1) * CHUNK_ROWS:
+            more = [self._chunk(number) for number in range(first + 1, (stop - 1) // CHUNK_ROWS + 1)]
+            rows = np.concatenate([rows, *more])
+        return rows[start - first * CHUNK_ROWS : stop - first * CHUNK_ROWS]
 
     def _chunk(self, number: int) -> npt.NDArray[Any]:
         return self._cache.get((self._name, number), lambda: self._decoded(number))
