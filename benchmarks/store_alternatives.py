@@ -10,18 +10,13 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
-from tvkd_shared.record import Record
-from tvkd_shared.store.block import BASE, blocks, record
+from tvkd_shared.record import Record, column_names
 
 Records = Sequence[tuple[bytes, Record]]
 
 
-def base_rows(scored: Record) -> np.ndarray:
-    return dict(blocks(scored))[BASE]
-
-
-def from_rows(rows: bytes) -> Record:
-    return record(np.frombuffer(rows, np.float32).reshape(-1, 3), {})
+def from_bytes(content: bytes) -> Record:
+    return Record.checked(column_names(), np.frombuffer(content, np.float32).reshape(-1, 3))
 
 
 class FlatFile:
@@ -39,7 +34,7 @@ class FlatFile:
     def put(self, records: Records) -> None:
         content = bytearray()
         for key, scored in records:
-            rows = base_rows(scored)
+            rows = scored.numbers
             self.places[key] = (self.end, self.end + len(rows))
             self.end += len(rows)
             content += rows.tobytes()
@@ -51,7 +46,7 @@ class FlatFile:
 
     def open(self) -> Callable:
         rows = np.memmap(self.file, np.float32, "r").reshape(-1, 3)
-        return lambda keys: [record(rows[slice(*self.places[key])], {}) for key in keys]
+        return lambda keys: [Record.checked(column_names(), rows[slice(*self.places[key])].copy()) for key in keys]
 
 
 class Lmdb:
@@ -66,7 +61,7 @@ class Lmdb:
     def put(self, records: Records) -> None:
         with self.environment.begin(write=True) as transaction:
             for key, scored in records:
-                transaction.put(key, base_rows(scored).tobytes(), overwrite=False)
+                transaction.put(key, scored.numbers.tobytes(), overwrite=False)
 
     def finish(self) -> None:
         self.environment.close()
@@ -77,13 +72,13 @@ class Lmdb:
 
         def get(keys: Sequence[bytes]) -> list[Record]:
             with environment.begin() as transaction:
-                return [from_rows(transaction.get(key)) for key in keys]
+                return [from_bytes(transaction.get(key)) for key in keys]
 
         return get
 
 
 class Sqlite:
-    """One table, key → blob, WAL, synchronous FULL."""
+    """One ordinary table with an index over the keys, WAL, synchronous FULL."""
 
     name = "SQLite"
 
@@ -93,7 +88,7 @@ class Sqlite:
         self.connection = self._connect()
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.execute("PRAGMA synchronous = FULL")
-        self.connection.execute("CREATE TABLE record (key BLOB PRIMARY KEY, rows BLOB) WITHOUT ROWID")
+        self.connection.execute("CREATE TABLE record (key BLOB PRIMARY KEY, rows BLOB)")
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path / "blobs.sqlite")
@@ -102,7 +97,7 @@ class Sqlite:
         with self.connection:
             self.connection.executemany(
                 "INSERT OR IGNORE INTO record VALUES (?, ?)",
-                [(key, base_rows(scored).tobytes()) for key, scored in records],
+                [(key, scored.numbers.tobytes()) for key, scored in records],
             )
 
     def finish(self) -> None:
@@ -113,7 +108,7 @@ class Sqlite:
 
         def get(keys: Sequence[bytes]) -> list[Record]:
             return [
-                from_rows(connection.execute("SELECT rows FROM record WHERE key = ?", (key,)).fetchone()[0])
+                from_bytes(connection.execute("SELECT rows FROM record WHERE key = ?", (key,)).fetchone()[0])
                 for key in keys
             ]
 
@@ -137,7 +132,7 @@ class ZarrAppend:
         )
 
     def put(self, records: Records) -> None:
-        rows = [base_rows(scored) for _, scored in records]
+        rows = [scored.numbers for _, scored in records]
         start = self.array.shape[0]
         self.array.append(np.concatenate(rows))
         for (key, _), block in zip(records, rows, strict=True):
@@ -148,4 +143,4 @@ class ZarrAppend:
 
     def open(self) -> Callable:
         array = zarr.open_array(self.path, mode="r")
-        return lambda keys: [record(array[slice(*self.places[key])], {}) for key in keys]
+        return lambda keys: [Record.checked(column_names(), array[slice(*self.places[key])]) for key in keys]

@@ -102,7 +102,7 @@ def test_a_full_disk_refuses_new_values_keeps_the_old_and_recovers(tiny_teacher,
         fill(small_disk / "ballast")
         new = {"prompt_token_ids": [9], "completions": [[token] * 100 for token in range(20, 30)]}
         for _ in range(2):
-            assert "No space left on device; it needs free space" in line_of(
+            assert "disk is full; it needs free space" in line_of(
                 post(server, {"items": [GOOD, new]}), 503, "store-unavailable"
             )
         kept = post(server, {"items": [GOOD], "cache": "only"}).json()["items"]

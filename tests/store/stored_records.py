@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tvkd_shared.record import Float32, Record, column_names
+from tvkd_shared.record import Float32, Record, column_names, value_column
 
 TEACHER = "teacher"
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -30,7 +30,10 @@ def record_of(number: int, temperatures: tuple[float, ...] = (), variant: int = 
 
     action_logits, entropies, value_1 = row(T), row(T + 1), row(T + 1)
     further = {tau: row(T + 1) + np.float32(tau) for tau in sorted(temperatures)}
-    return Record.of({1.0: value_1} | further, action_logits, entropies)
+    # Not `Record.of`: these columns are the same whatever columns a test declares.
+    columns = ("value_1", "action_logit", "entropy", *map(value_column, further))
+    rows = [value_1, np.append(action_logits, np.float32(np.nan)), entropies, *further.values()]
+    return Record(columns, np.stack(rows, 1))
 
 
 def bits(record: Record | None) -> dict[str, bytes] | None:

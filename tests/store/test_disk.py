@@ -144,7 +144,7 @@ def test_a_network_file_system_is_not_written_and_is_read_when_nothing_is_recent
 def test_a_full_disk_fails_the_put_and_loses_nothing_committed(tmp_path):
     put = []
     with closing(open_store(tmp_path)) as store:
-        with files_no_larger_than(100_000), pytest.raises(StoreUnavailable, match="cannot be written: "):
+        with files_no_larger_than(500_000), pytest.raises(StoreUnavailable, match="cannot be written: "):
             for n in range(10_000):
                 store.put(TEACHER, numbered([n]))
                 put.append(n)

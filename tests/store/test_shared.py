@@ -11,6 +11,7 @@ from stored_records import bits, found_in, key_of, record_of
 from object_storage import BUCKET, Proxy
 from tvkd_shared.record import column_names
 from tvkd_shared.store import StoreReader, open_store
+from tvkd_shared.store import bucket as bucket_module
 from tvkd_shared.store import store as store_module
 
 TEACHER = "teacher"
@@ -176,3 +177,23 @@ def test_a_flipped_byte_of_an_object_is_never_served_and_can_be_stored_again(pla
             assert store.counts().sequences == 8
     with closing(StoreReader(place)) as reader:
         assert read(reader, range(8), 0.5) == everything
+
+
+def test_opening_makes_one_client_and_a_miss_costs_one_listing_at_most(place, storage, monkeypatch):
+    clients = []
+    from_url = bucket_module.from_url
+    monkeypatch.setattr(bucket_module, "from_url", lambda *a, **o: (clients.append(1), from_url(*a, **o))[1])
+    with closing(Proxy(storage)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.storage.endpoint)
+        with closing(open_store(place)) as store:
+            assert len(clients) == 1
+            put(store, range(5))
+            for reader in (store, StoreReader(place)):
+                proxy.seen.clear()
+                assert read_records(reader, [*range(5), 77])[-1] is None
+                assert [seen.path for seen in proxy.seen].count(BUCKET) == 1
+        assert len(clients) == 2
+
+
+def read_records(reader, numbers):
+    return reader.get([key_of(n) for n in numbers])

@@ -7,6 +7,7 @@ from stored_records import TEACHER, as_killed, flip, numbered
 
 from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.store import StoreReader, open_store
+from tvkd_shared.store import verify as verify_module
 from tvkd_shared.store.certificate import Certificate, write_certificate
 from tvkd_shared.store.compact import compact
 from tvkd_shared.store.folder import Folder
@@ -44,7 +45,8 @@ def test_a_sound_store_has_no_problem(store_path):
     assert verify(StoreReader(store_path)) == []
 
 
-def test_one_flipped_byte_in_any_file_is_found_and_named(store_path):
+def test_one_flipped_byte_in_any_file_is_found_and_named(store_path, monkeypatch):
+    monkeypatch.setattr(verify_module, "_PAUSE_SECONDS", 0.0)
     live = set(StoreReader(store_path).catalog.segments)
     files = [path for path in sorted(store_path.rglob("*")) if path.is_file() and path.name != "recent.sqlite-shm"]
     files = [

@@ -9,6 +9,7 @@ writing_process.py --at PATH TASK        for each number N that it reads: a chil
 import itertools
 import os
 import signal
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -82,6 +83,21 @@ def kill_at(operation):
     def counted(function):
         return lambda *arguments, **options: (count(), function(*arguments, **options))[1]
 
+    class Counted(sqlite3.Connection):
+        """Killed before each statement of SQLite that changes something."""
+
+        def execute(self, statement, *arguments):
+            if not statement.startswith(
+                ("SELECT", "PRAGMA journal", "PRAGMA synchronous", "PRAGMA secure", "ROLLBACK")
+            ):
+                count()
+            return super().execute(statement, *arguments)
+
+        def executemany(self, *arguments):
+            return (count(), super().executemany(*arguments))[1]
+
+    connect = sqlite3.connect
+    sqlite3.connect = lambda *arguments, **options: connect(*arguments, factory=Counted, **options)
     os.write = write_in_two
     for name in ("fsync", "fdatasync", "link", "replace", "rename", "unlink", "mkdir", "rmdir", "ftruncate"):
         setattr(os, name, counted(getattr(os, name)))

@@ -129,7 +129,7 @@ class Index:
         """The index in a file, mapped; None when the file is missing or fails its check."""
         index = cls()
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            content = np.memmap(path, np.uint8, "r")
+            content = np.asarray(np.memmap(path, np.uint8, "r"))
             length, crc = (int.from_bytes(content[at : at + 4].tobytes(), "little") for at in (0, 4))
             head = content[_HEAD_BYTES : _HEAD_BYTES + length].tobytes()
             rows = content[_HEAD_BYTES + length :].view(np.uint64)

@@ -124,7 +124,7 @@ class Recent:
             sqlite.executemany("DELETE FROM blocks WHERE id = ?", [(row.id,) for row in rows])
         self.checkpoint()
 
-    def checkpoint(self, *, shrink: bool = False) -> None:
+    def checkpoint(self) -> None:
         """Copy the write-ahead log into the main file, and note the main file's checksum.
 
         The note is removed first, and written while nobody else can write: a crash in between leaves no wrong note.
@@ -132,8 +132,6 @@ class Recent:
         with self._connection("written", make=True) as sqlite:
             assert sqlite is not None  # noqa: S101 - `make` says so
             self._folder.remove([CHECKSUM_FILE])
-            if shrink and not sqlite.execute("SELECT count(*) FROM blocks").fetchone()[0]:
-                sqlite.execute("VACUUM")
             sqlite.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             with self.transaction():
                 if not os.path.exists(self._folder.root / WAL) or not os.path.getsize(self._folder.root / WAL):  # noqa: PTH110, PTH202
@@ -227,7 +225,10 @@ class Recent:
             sqlite = _connect(self.path)
             try:
                 if sqlite.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                    sqlite.execute("PRAGMA page_size = 16384")
+                    sqlite.execute("PRAGMA page_size = 8192")
+                    sqlite.execute(
+                        "PRAGMA auto_vacuum = FULL"
+                    )  # sealed rows leave the file, and no checkpoint copies them
                     sqlite.execute("PRAGMA journal_mode = WAL")
                 for setting in ("synchronous = FULL", "wal_autocheckpoint = 0", "secure_delete = OFF"):
                     sqlite.execute(f"PRAGMA {setting}")

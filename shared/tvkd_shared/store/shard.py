@@ -46,8 +46,10 @@ class Shard:
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows start … stop − 1, read-only; 0 ≤ start < stop ≤ rows."""
         first = start // CHUNK_ROWS
-        chunks = [self._chunk(number) for number in range(first, (stop - 1) // CHUNK_ROWS + 1)]
-        rows = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+        rows = self._chunk(first)
+        if stop > (first + 1) * CHUNK_ROWS:
+            more = [self._chunk(number) for number in range(first + 1, (stop - 1) // CHUNK_ROWS + 1)]
+            rows = np.concatenate([rows, *more])
         return rows[start - first * CHUNK_ROWS : stop - first * CHUNK_ROWS]
 
     def _chunk(self, number: int) -> npt.NDArray[Any]:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import threading
 import time
 import uuid
@@ -55,6 +56,8 @@ def open_store(
         _check_conditional_writes(files)
     if create:
         _make(files, mantissa_bits)
+    if isinstance(files, Folder) and files.root.exists() and not os.access(files.root, os.W_OK, effective_ids=True):
+        raise StoreUnavailable(f"the store {place} cannot be written: its folder is read-only for this user")
     return Store(files, seal_bytes)
 
 
@@ -199,7 +202,7 @@ class Store(StoreReader):
             self.seal()
             self.save_index()
             if self.recent and self.recent.path.exists():
-                self.recent.checkpoint(shrink=True)
+                self.recent.checkpoint()
         except (StoreUnavailable, Damaged) as error:
             _logger.warning("%s; recent blocks stay in SQLite", error)
         super().close()
@@ -214,7 +217,9 @@ class Store(StoreReader):
 
     def _add(self, teacher: str, given: Given, publish: bool) -> tuple[int, Search]:
         columns = tuple(dict.fromkeys(name for _, names, _ in given for name in names))
-        search = self.search([key for key, *_ in given], columns, refresh=not self.remote)
+        if not self.remote:
+            self.refresh()
+        search = self.search([key for key, *_ in given], columns, refresh=False)
         new: dict[Columns, dict[bytes, Float32]] = {}
         for key, names, block in given:
             if any(len(piece.numbers) != len(block) for piece in search.pieces.get(key, ())):
