@@ -13,7 +13,7 @@ from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.backbone import micro_batches
 from tvkd_server.teachers.checkpoint import Checkpoint, first_line
 from tvkd_server.teachers.teacher import Question, Teacher
-from tvkd_server.teachers.teacher_pass import TeacherPass
+from tvkd_server.teachers.teacher_pass import Answer, TeacherPass
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
 from tvkd_shared.record import Float32
 
@@ -25,10 +25,6 @@ NO_LONGEST = 2**20
 class _Call:
     question: Question
     answer: asyncio.Future[list[Float32]]
-
-    def fail(self, reason: str) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(TeacherUnavailable(reason))
 
 
 class TransformersTeacher(Teacher):
@@ -64,26 +60,28 @@ class TransformersTeacher(Teacher):
         while self._waiting:
             calls, self._waiting = self._waiting, []
             for batch in micro_batches([call.question for call in calls], self._max_batch_tokens):
-                await self._run([calls[index] for index in batch if not calls[index].answer.done()])
+                # What nobody waits for any more is not read.
+                if batch_calls := [calls[index] for index in batch if not calls[index].answer.done()]:
+                    await self._run(batch_calls)
 
     async def _run(self, calls: list[_Call]) -> None:
+        """Answer the calls by one pass, or say to each why it has no answer."""
+        loop, questions = asyncio.get_running_loop(), [call.question for call in calls]
+        answers: list[Answer]
         if self._closed:
-            for call in calls:
-                call.fail("the teacher is closing; try again when it is back")
-        if self._closed or not calls:
-            return
-        try:
-            answers = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._pass.score, [call.question for call in calls]
-            )
-        except Exception as error:  # a pass may fail in any way; its callers are told, and other calls go on
-            for call in calls:
-                call.fail(f"the pass failed: {type(error).__name__}: {first_line(error)}")
-            return
+            answers = [TeacherUnavailable("the teacher is closing; try again when it is back") for _ in calls]
+        else:
+            try:
+                answers = await loop.run_in_executor(self._thread, self._pass.score, questions)
+            except Exception as error:  # a pass may fail in any way; its callers are told, and other calls go on
+                reason = f"the pass failed: {type(error).__name__}: {first_line(error)}"
+                answers = [TeacherUnavailable(reason) for _ in calls]
         for call, answer in zip(calls, answers, strict=True):
+            if call.answer.done():  # cancelled meanwhile
+                continue
             if isinstance(answer, TeacherUnavailable):
-                call.fail(answer.message)
-            elif not call.answer.done():
+                call.answer.set_exception(answer)
+            else:
                 call.answer.set_result(answer)
 
 
