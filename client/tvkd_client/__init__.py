@@ -7,7 +7,7 @@ import importlib
 from typing import Any
 
 _MODULES = {
-    "Reading": "reading",
+    "Shaping": "reading",
     "ServerSource": "source",
     "StoreSource": "source",
     "TVKDConfig": "config",

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from tvkd_client.reading import Ending, Reading
+from tvkd_client.ending import Ending
 from tvkd_client.source import ServerSource, ValueSource
 from tvkd_shared.errors import InvalidRequest, WrongAnswer
+from tvkd_shared.shaping import Shaping
 from tvkd_shared.value import Float64
 
 SHAPING = "shaping"
@@ -29,14 +30,14 @@ class ShapingCollator:
         self,
         unshaped: Callable[[list[dict[str, Any]]], dict[str, Any]],
         source: ValueSource,
-        reading: Reading,
+        shaping: Shaping,
         *,
         ending: Ending,
         concurrency: int,
     ) -> None:
         self.unshaped = unshaped
         self.source = source
-        self.reading = reading
+        self.shaping_of = shaping
         self._ending = ending
         self._concurrency = concurrency
         self._pool: ThreadPoolExecutor | None = None
@@ -76,7 +77,7 @@ class ShapingCollator:
         for record, completion, kept in zip(records, completions, kept_N, strict=True):
             if record.length != len(completion):
                 raise WrongAnswer(f"values of {record.length} tokens came for a completion of {len(completion)} tokens")
-            shaping_N.append(self.reading.of(record, kept=kept, end=self._ending.of(completion)))
+            shaping_N.append(self.shaping_of.of(record, kept=kept, end=self._ending.of(completion)))
         return np.array(shaping_N, np.float64)
 
     def close(self) -> None:

@@ -1,25 +1,23 @@
 """Settings of the TVKD trainer: TRL's DPOConfig and what shaping adds to it."""
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
 from trl.trainer.dpo_config import DPOConfig
 
-from tvkd_client.reading import Reading
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.shaping import Aggregate, Potential, Terminal
+from tvkd_shared.shaping import Shaping, check_choice, finite
 
 Source = Literal["server", "bulk", "store"]
 
 
 @dataclass
-class TVKDConfig(DPOConfig):
+class TVKDConfig(DPOConfig, Shaping):
     """DPOConfig with the shaping term: L = −log σ(β·[Δ log π_θ/π_ref] + α·[S(chosen) − S(rejected)]).
 
-    The defaults are the paper's formula read literally (soft value at τ = 1, undiscounted, summed, the value after the
-    last token kept) with the α of the authors' recipe. α = 0 is DPO to the bit and needs no value source.
+    The choices of shaping and their defaults are those of `Shaping`; α is that of the authors' recipe. α = 0 is DPO to
+    the bit and needs no value source.
 
     Raises InvalidRequest, one line, for a setting that has no meaning here.
     """
@@ -27,27 +25,12 @@ class TVKDConfig(DPOConfig):
     alpha: float = field(
         default=0.7, metadata={"help": "Weight of the shaping margin; 0 is DPO, and it may be negative."}
     )
-    gamma: float = field(
-        default=1.0, metadata={"help": "Discount in ψ = γΦ(s') − Φ(s), 0 to 1. With 1 the sum telescopes."}
-    )
-    temperature: float = field(
-        default=1.0, metadata={"help": "τ of the value V = τ·logsumexp(logits/τ); the entropy does not use it."}
-    )
-    potential: Potential = field(
-        default="soft-value", metadata={"help": "Φ: V_τ, V_τ − V_1 (renyi), or the teacher's entropy."}
-    )
-    terminal: Terminal = field(
-        default="state", metadata={"help": "What Φ is after the last token: its own, 0 after EOS, or Φ before it."}
-    )
-    aggregate: Aggregate = field(
-        default="sum", metadata={"help": "S = Σψ (the paper's), or Σψ/T without the length term."}
-    )
     value_source: Source | None = field(
         default=None,
         metadata={"help": "Where values come from: a server as needed, a server filled first, or a store's folder."},
     )
-    teacher_url: str | None = field(
-        default=None, metadata={"help": "Base URL of the value server, for value_source server and bulk."}
+    server: str | None = field(
+        default=None, metadata={"help": "URL of `tvkd serve`, for value_source server and bulk."}
     )
     teacher_id: str | None = field(
         default=None, metadata={"help": "Refuse values of any other teacher. Default: whichever answers."}
@@ -69,28 +52,20 @@ class TVKDConfig(DPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        self._check_reading()
+        self.alpha = finite("alpha", self.alpha)
+        if self.max_value_error is not None and finite("max_value_error", self.max_value_error) < 0:
+            raise InvalidRequest(f"max_value_error {self.max_value_error} is below 0")
+        for choice in fields(Shaping):
+            setattr(self, choice.name, getattr(self.shaping, choice.name))
         self._check_source()
         self._check_dpo()
 
     @property
-    def reading(self) -> Reading:
-        return Reading(self.gamma, self.temperature, self.potential, self.terminal, self.aggregate)
-
-    def _check_reading(self) -> None:
-        for name in ("alpha", "gamma", "temperature"):
-            setattr(self, name, _finite(name, getattr(self, name)))
-        if not 0 <= self.gamma <= 1:
-            raise InvalidRequest(f"gamma {self.gamma} is not in 0 … 1")
-        if self.max_value_error is not None and _finite("max_value_error", self.max_value_error) < 0:
-            raise InvalidRequest(f"max_value_error {self.max_value_error} is below 0")
-        if self.temperature <= 0:
-            raise InvalidRequest(f"temperature {self.temperature} is not above 0")
-        for name, known in (("potential", Potential), ("terminal", Terminal), ("aggregate", Aggregate)):
-            _one_of(name, getattr(self, name), get_args(known))
+    def shaping(self) -> Shaping:
+        return Shaping(*(getattr(self, choice.name) for choice in fields(Shaping)))
 
     def _check_source(self) -> None:
-        for name in ("teacher_url", "teacher_id", "store"):
+        for name in ("server", "teacher_id", "store"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise InvalidRequest(f"{name} {value!r} is {type(value).__name__}, not text; put it in quotes")
@@ -98,8 +73,8 @@ class TVKDConfig(DPOConfig):
             raise InvalidRequest(f"value_concurrency {self.value_concurrency!r} is not a whole number of 1 or more")
         if self.value_source is None:
             return
-        _one_of("value_source", self.value_source, get_args(Source))
-        needed = "store" if self.value_source == "store" else "teacher_url"
+        check_choice("value_source", self.value_source, get_args(Source))
+        needed = "store" if self.value_source == "store" else "server"
         if not getattr(self, needed):
             raise InvalidRequest(f"value_source {self.value_source} needs {needed}, which is not set")
         if self.value_source == "store" and "://" not in str(self.store) and not Path(str(self.store)).is_dir():
@@ -115,7 +90,7 @@ class TVKDConfig(DPOConfig):
             raise InvalidRequest(
                 f"f_divergence_type {self.f_divergence_type} is not reverse_kl: shaping adds to the log-ratio itself"
             )
-        if not _finite("beta", self.beta) > 0:
+        if not finite("beta", self.beta) > 0:
             raise InvalidRequest(f"beta {self.beta} is not above 0: shaping is folded into the reference as α/β")
         if self.truncation_mode != "keep_start":
             raise InvalidRequest(
@@ -137,14 +112,3 @@ class TVKDConfig(DPOConfig):
                 "dispatch_batches true tears pairs apart: it sends the chosen and the rejected half to different"
                 " processes; leave it false"
             )
-
-
-def _finite(name: str, number: object) -> float:
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise InvalidRequest(f"{name} {number!r} is not a finite number")
-    return float(number)
-
-
-def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InvalidRequest(f"{name} {value!r} is unknown; known: {', '.join(known)}")

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 from rich.text import Text
 
-from tvkd_client.reading import Reading
+from tvkd_shared.shaping import Shaping
 from tvkd_shared.value import Float64
 
 FILE_COLUMNS = 96
@@ -39,13 +39,13 @@ class Shaped:
     psi_T: Float64  # noqa: N815 - its shape
 
 
-def draw(prompt: str, chosen: Shaped, rejected: Shaped, reading: Reading) -> RenderableType:
+def draw(prompt: str, chosen: Shaped, rejected: Shaped, shaping: Shaping) -> RenderableType:
     """The prompt, both completions in coloured cells, the scale, and the sums."""
     limit = float(max(np.abs(chosen.psi_T).max(), np.abs(rejected.psi_T).max())) or 1.0
     parts: list[RenderableType] = [Text(prompt.strip(), style="italic"), Text()]
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         parts += [Text(name, style="bold"), _Cells(side, limit), Text()]
-    return Group(*parts, _legend(limit, reading), Text(), _sums(chosen, rejected))
+    return Group(*parts, _legend(limit, shaping), Text(), _sums(chosen, rejected))
 
 
 def write(picture: RenderableType, *, html: Path | None = None, svg: Path | None = None) -> None:
@@ -100,13 +100,13 @@ def luminance(red: float, green: float, blue: float) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _legend(limit: float, reading: Reading) -> Text:
+def _legend(limit: float, shaping: Shaping) -> Text:
     legend = Text("ψ  ")
     for share in (-1.0, -0.5, 0.0, 0.5, 1.0):
         legend.append(f" {share * limit:+.2f} ", shade(share))
-    temperature = "" if reading.potential == "entropy" else f" τ {reading.temperature:g}"
+    temperature = "" if shaping.potential == "entropy" else f" τ {shaping.temperature:g}"
     return legend.append(
-        f"\n   potential {reading.potential}{temperature}   γ {reading.gamma:g}   terminal {reading.terminal}"
+        f"\n   potential {shaping.potential}{temperature}   γ {shaping.gamma:g}   terminal {shaping.terminal}"
     )
 
 

@@ -11,7 +11,6 @@ from typing import Annotated
 import datasets
 import numpy as np
 from pydantic import Field, PositiveInt, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -26,21 +25,12 @@ from tvkd_client.preference_tokens import (
     tokenize_preferences,
 )
 from tvkd_shared.errors import SequenceTooLong, TokenOutOfRange
-from tvkd_shared.settings import exit_code, from_command_line
+from tvkd_shared.settings import Command
 from tvkd_shared.wire import TeacherInfo, TokenItem
 
 
-class PrefetchSettings(BaseSettings):
+class Prefetch(Command, cli_prog_name="tvkd prefetch"):
     """Fill a server's store with the teacher's values of a preference data set. Repeat it at will: hits cost little."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="TVKD_",
-        cli_prog_name="tvkd prefetch",
-        cli_kebab_case=True,
-        cli_hide_none_type=True,
-        cli_implicit_flags=True,
-        extra="forbid",
-    )
 
     server: str = Field(description="URL of `tvkd serve`, such as http://127.0.0.1:8077")
     dataset: str = Field(
@@ -66,14 +56,15 @@ class PrefetchSettings(BaseSettings):
     )
     in_flight: PositiveInt = Field(8, description="requests under way at once: enough to keep the teacher's batch full")
 
-
-def main(argv: list[str]) -> int:
-    """Prefetch. Returns 0 done, 2 for a user's mistake, 1 for a fault, 130 after Ctrl-C."""
-    return exit_code("tvkd prefetch", lambda: prefetch(from_command_line(PrefetchSettings, argv)))
+    def run(self) -> int:
+        return prefetch(self)
 
 
-def prefetch(settings: PrefetchSettings) -> int:
-    """Check everything that can be checked, then send. Raises the errors of `tvkd_shared.errors`."""
+def prefetch(settings: Prefetch) -> int:
+    """Check everything that can be checked, then send. Returns 0 when done, 130 after Ctrl-C.
+
+    Raises the errors of `tvkd_shared.errors`.
+    """
     client = TeacherClient(
         settings.server,
         api_key=settings.api_key.get_secret_value() if settings.api_key else None,

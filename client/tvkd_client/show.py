@@ -2,30 +2,31 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 from pydantic import Field, NonNegativeInt, SecretStr, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from tvkd_client.dataset import load_preferences
+from tvkd_client.ending import Ending, declared_eos
 from tvkd_client.picture import Shaped, draw, write
 from tvkd_client.preference_tokens import check_vocabulary, load_tokenizer, tokenize_preferences
-from tvkd_client.reading import Ending, Reading, declared_eos
 from tvkd_client.source import ServerSource, StoreSource
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.record import Record
-from tvkd_shared.settings import FlagOverVariables, exit_code, from_command_line
-from tvkd_shared.shaping import Potential, Terminal
+from tvkd_shared.settings import shaping_command
+from tvkd_shared.shaping import Shaping
+
+_Flags: Any = shaping_command("tvkd show", "gamma", "temperature", "potential", "terminal")
 
 
-class ShowSettings(BaseSettings):
+class Show(_Flags):
     """Show one pair of a preference data set, coloured token by token by the teacher's shaping."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="TVKD_", cli_prog_name="tvkd show", cli_kebab_case=True, cli_hide_none_type=True, extra="forbid"
-    )
+    # TVKD_STORE is often set for `tvkd serve`; it must not stand against --server.
+    alternatives = frozenset({"server", "store"})
 
     dataset: str = Field(description="pairs, as `tvkd prefetch` takes them")
     tokenizer: str = Field(description="the student's tokenizer: a directory, or a hub id (only then the network)")
@@ -35,40 +36,22 @@ class ShowSettings(BaseSettings):
     store: str | None = Field(None, description="a filled store, folder or s3://…, in place of a server")
     teacher_id: str | None = Field(None, description="which teacher, when the store holds several")
     api_key: SecretStr | None = Field(None, description="bearer token of the server; prefer the variable")
-    gamma: float = Field(1.0, ge=0, le=1, description="γ in ψ_t = γ·Φ(s_t+1) − Φ(s_t)")
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="τ of the value; the entropy uses none")
-    potential: Potential = Field("soft-value", description="Φ: V_τ, V_τ − V_1 (renyi), or the teacher's entropy")
-    terminal: Terminal = Field("state", description="what Φ is after the last token")
     html: Path | None = Field(None, description="also write it as an HTML file")
     svg: Path | None = Field(None, description="also write it as an SVG picture")
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # TVKD_STORE is often set for `tvkd serve`; it must not stand against --server.
-        return init_settings, FlagOverVariables(settings_cls, {"server", "store"})
-
     @model_validator(mode="after")
-    def _one_source(self) -> "ShowSettings":
+    def _check_source(self) -> "Show":
         if (self.server is None) == (self.store is None):
             raise ValueError("give --server or --store, one of them")
         return self
 
-
-def main(argv: list[str]) -> int:
-    """Show a pair. Returns 0 done, 2 for a user's mistake, 1 for a fault."""
-    return exit_code("tvkd show", lambda: show(from_command_line(ShowSettings, argv)))
+    def run(self) -> int:
+        return show(self)
 
 
-def show(settings: ShowSettings) -> int:
+def show(settings: Show) -> int:
     """Print the pair, and write the files asked for. Raises the errors of `tvkd_shared.errors`."""
-    reading = Reading(settings.gamma, settings.temperature, settings.potential, settings.terminal)
+    shaping: Shaping = settings.shaping
     datasets.disable_progress_bars()
     tokenizer = load_tokenizer(settings.tokenizer)
     pairs = load_preferences(settings.dataset, settings.split)
@@ -76,10 +59,10 @@ def show(settings: ShowSettings) -> int:
         raise InvalidRequest(f"--row {settings.row} is not there; {settings.dataset} has rows 0 … {len(pairs) - 1}")
     pair = tokenize_preferences(pairs.select([settings.row]), tokenizer)[0]
     sides = [pair["chosen_ids"], pair["rejected_ids"]]
-    records = _source(settings, reading, tokenizer).fetch([pair["prompt_ids"]] * 2, sides)
+    records = _source(settings, shaping, tokenizer).fetch([pair["prompt_ids"]] * 2, sides)
     ending = Ending(tokenizer, declared_eos(settings.tokenizer))
-    chosen, rejected = (shaped(*side, reading, ending, tokenizer) for side in zip(sides, records, strict=True))
-    picture = draw(str(tokenizer.decode(pair["prompt_ids"])), chosen, rejected, reading)
+    chosen, rejected = (shaped(*side, shaping, ending, tokenizer) for side in zip(sides, records, strict=True))
+    picture = draw(str(tokenizer.decode(pair["prompt_ids"])), chosen, rejected, shaping)
     Console().print(picture)
     if settings.html or settings.svg:
         write(picture, html=settings.html, svg=settings.svg)
@@ -87,18 +70,18 @@ def show(settings: ShowSettings) -> int:
 
 
 def shaped(
-    completion: Sequence[int], record: Record, reading: Reading, ending: Ending, tokenizer: PreTrainedTokenizerBase
+    completion: Sequence[int], record: Record, shaping: Shaping, ending: Ending, tokenizer: PreTrainedTokenizerBase
 ) -> Shaped:
     """ψ of each token of a completion, from its record, and the tokens as text."""
-    psi_T = reading.psi(record, kept=len(completion), end=ending.of(completion))
+    psi_T = shaping.psi(record, kept=len(completion), end=ending.of(completion))
     return Shaped([str(tokenizer.decode([token])) for token in completion], psi_T)
 
 
-def _source(settings: ShowSettings, reading: Reading, tokenizer: PreTrainedTokenizerBase) -> ServerSource | StoreSource:
+def _source(settings: Show, shaping: Shaping, tokenizer: PreTrainedTokenizerBase) -> ServerSource | StoreSource:
     if settings.store is not None:
         # Ids of another vocabulary are other keys: the store does not hold them, and says so.
-        return StoreSource(settings.store, reading.temperatures, settings.teacher_id)
+        return StoreSource(settings.store, shaping.temperatures, settings.teacher_id)
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    source = ServerSource(str(settings.server), reading.temperatures, key, settings.teacher_id)
+    source = ServerSource(str(settings.server), shaping.temperatures, key, settings.teacher_id)
     check_vocabulary(tokenizer, source.client.teacher())
     return source

@@ -135,11 +135,11 @@ class StoreSource:
 
 def source_of(args: "TVKDConfig") -> ValueSource:
     """The value source that the settings name. Raises InvalidRequest when they name none."""
-    temperatures = args.reading.temperatures
+    temperatures = args.shaping.temperatures
     if args.value_source == "store" and args.store is not None:
         return StoreSource(args.store, temperatures, teacher_id=args.teacher_id)
-    if args.value_source in ("server", "bulk") and args.teacher_url is not None:
-        return ServerSource(args.teacher_url, temperatures, teacher_id=args.teacher_id)
+    if args.value_source in ("server", "bulk") and args.server is not None:
+        return ServerSource(args.server, temperatures, teacher_id=args.teacher_id)
     raise InvalidRequest(
         f"alpha is {args.alpha} and no value source is set; set value_source to server, bulk or store, or alpha to 0"
     )

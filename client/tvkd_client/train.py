@@ -20,16 +20,13 @@ from tvkd_client.config import TVKDConfig
 from tvkd_client.dataset import is_hub_id, load_preferences
 from tvkd_client.trainer import TVKDTrainer
 from tvkd_shared.errors import InvalidRequest, TVKDError
-from tvkd_shared.settings import exit_code
-
-
-def main(argv: list[str]) -> int:
-    """Train as the file and flags say. Returns 0 done, 2 a user's mistake, 1 a fault; one of TRL's own is raised."""
-    return exit_code("tvkd train", lambda: train(argv))
 
 
 def train(argv: list[str]) -> int:
-    """Train and save. Raises the errors of `tvkd_shared.errors`, and whatever TRL does not raise on purpose."""
+    """Train as the file and flags say, and save. Returns 0.
+
+    Raises the errors of `tvkd_shared.errors`, and whatever TRL does not raise on purpose.
+    """
     # TRL 1.16 sets what transformers 5.23 renamed; nobody who reads the warning can act on it.
     warnings.filterwarnings("ignore", r".*gradient_checkpointing.* is deprecated", FutureWarning)
     script, training, model, mixture = _parse(argv)

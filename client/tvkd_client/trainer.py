@@ -20,8 +20,8 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from tvkd_client import trl_private
 from tvkd_client.collator import SHAPING, ShapingCollator
 from tvkd_client.config import TVKDConfig
+from tvkd_client.ending import Ending
 from tvkd_client.preference_tokens import check_vocabulary
-from tvkd_client.reading import Ending
 from tvkd_client.source import ServerSource, ValueSource, check_certificate, source_of, teacher_of
 from tvkd_shared.errors import InvalidRequest, TeacherMismatch
 
@@ -89,7 +89,7 @@ class TVKDTrainer(DPOTrainer):
             self.data_collator = ShapingCollator(
                 self.data_collator,
                 source,
-                args.reading,
+                args.shaping,
                 ending=self._ending(),
                 concurrency=args.value_concurrency,
             )

@@ -12,12 +12,13 @@ from tvkd_server.readiness import Readiness
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.loading import load_teacher
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.settings import exit_code, from_command_line
 
 
-def main(argv: list[str]) -> int:
-    """Serve until a signal. Returns 0 after one, 2 for a user's mistake, 1 for a fault."""
-    return exit_code("tvkd serve", lambda: serve(from_command_line(ServeSettings, argv)))
+class Serve(ServeSettings, cli_prog_name="tvkd serve"):
+    __doc__ = ServeSettings.__doc__
+
+    def run(self) -> int:
+        return serve(self)
 
 
 def serve(settings: ServeSettings) -> int:

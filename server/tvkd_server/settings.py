@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.settings import Command
 
 _OF_ONE_ENGINE = {
     "transformers": ("device", "max_batch_tokens"),
@@ -17,12 +17,8 @@ _OF_ONE_ENGINE = {
 }  # fmt: skip
 
 
-class ServeSettings(BaseSettings):
+class ServeSettings(Command, cli_prog_name="tvkd serve"):
     """Serve a teacher's values over HTTP and keep them in a store."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="TVKD_", cli_prog_name="tvkd serve", cli_kebab_case=True, cli_hide_none_type=True, extra="forbid"
-    )
 
     model: str = Field(description="the teacher: a causal-LM directory, or a hub id (only then is the network used)")
     name: str | None = Field(None, description="name shown to clients; default: the last part of --model")

@@ -1,13 +1,23 @@
-"""How every command reads its settings and ends: one model for flags and variables, one line for a mistake."""
+"""How every command reads its settings, runs and ends: one model for flags and variables, one table, one dispatcher."""
 
+import importlib
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from importlib.metadata import version
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, CliApp, EnvSettingsSource, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from tvkd_shared.errors import (
     InvalidRequest,
@@ -19,10 +29,9 @@ from tvkd_shared.errors import (
     TVKDError,
     Unauthorized,
 )
+from tvkd_shared.shaping import Shaping
 
-Settings = TypeVar("Settings", bound=BaseSettings)
-
-_USERS_MISTAKE = (
+_USERS_MISTAKES = (
     InvalidRequest,
     NoStore,
     NotCached,
@@ -34,8 +43,123 @@ _USERS_MISTAKE = (
 )
 
 
+class Command(BaseSettings):
+    """A command's settings, each a flag and a `TVKD_…` variable, and what it does with them.
+
+    A subclass names its program, as in `class Serve(Command, cli_prog_name="tvkd serve")`. `alternatives` are settings
+    of which one is wanted: a flag for one of them makes the variables of all of them count for nothing.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="TVKD_", cli_kebab_case=True, cli_hide_none_type=True, cli_implicit_flags=True, extra="forbid"
+    )
+    alternatives: ClassVar[frozenset[str]] = frozenset()
+
+    def run(self) -> int:
+        """Do it. Returns the exit code. Raises the errors of `tvkd_shared.errors`."""
+        raise NotImplementedError
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Variables(settings_cls, cls.alternatives)
+
+
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+def shaping_command(program: str, *choices: str, **defaults: Any) -> Any:
+    """A base for commands with a flag for each of these choices of `Shaping`, by default all of them.
+
+    `defaults` replace those of `Shaping`. The command's `shaping` is what its flags choose.
+    """
+    flags: dict[str, Any] = {
+        choice.name: (
+            choice.type,
+            Field(defaults.get(choice.name, choice.default), description=choice.metadata["help"]),
+        )
+        for choice in fields(Shaping)
+        if not choices or choice.name in choices
+    }
+
+    class ShapingCommand(create_model("ShapingFlags", __base__=Command, **flags)):  # type: ignore[misc]
+        model_config = SettingsConfigDict(cli_prog_name=program)
+
+        @property
+        def shaping(self) -> Shaping:
+            return Shaping(**{name: getattr(self, name) for name in flags})
+
+        @model_validator(mode="after")
+        def _check_choices(self) -> "ShapingCommand":
+            _ = self.shaping
+            return self
+
+    return ShapingCommand
+
+
+class Entry(NamedTuple):
+    """A command of a table: where it is, as `module:name`, the extra that brings its packages, and a line of help.
+
+    The name is that of a Command, or of a function that takes the flags and returns an exit code.
+    """
+
+    place: str
+    extra: str
+    help: str
+
+
+class _Program(Protocol):
+    def __call__(self, argv: list[str]) -> int: ...
+
+
+def dispatch(program: str, commands: Mapping[str, Entry], argv: list[str]) -> int:
+    """Run `PROGRAM COMMAND …`. Returns 0 when done, 2 for a user's mistake, 1 for a fault, 130 after Ctrl-C."""
+    name, *flags = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print(_usage(program, commands))
+        return 0
+    if name == "--version":
+        print(f"{program} {version('tvkd')}")
+        return 0
+    if name not in commands:
+        print(f"{program}: no command {name!r}; there are {', '.join(commands)}", file=sys.stderr)
+        return 2
+    entry = commands[name]
+    module, _, attribute = entry.place.partition(":")
+    try:
+        command: type[Command] | _Program = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("tvkd"):
+            raise
+        line = f"{error.name} is not installed; run: pip install 'tvkd[{entry.extra}]'"
+        print(f"{program} {name}: {line}", file=sys.stderr)
+        return 2
+    if isinstance(command, type):
+        settings_model: type[Command] = command
+        return exit_code(f"{program} {name}", lambda: from_command_line(settings_model, flags).run())
+    run: _Program = command
+    return exit_code(f"{program} {name}", lambda: run(flags))
+
+
+def exit_code(command: str, run: Callable[[], int]) -> int:
+    """Run a command: its own code when done, 2 for a user's mistake, 1 for a fault, each told in one line.
+
+    With `TVKD_TRACEBACK=1` a fault is shown with its traceback.
+    """
+    try:
+        return run()
+    except KeyboardInterrupt:
+        return 130
+    except (TVKDError, OSError) as error:
+        if os.environ.get("TVKD_TRACEBACK"):
+            raise
+        print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, _USERS_MISTAKES) else 1
+
+
 def from_command_line(model: type[Settings], argv: list[str]) -> Settings:
-    """Settings from flags, then `TVKD_…` variables, then defaults. Raises InvalidRequest with every wrong one named."""
+    """Settings from flags, then `TVKD_…` variables, then defaults. Raises InvalidRequest that names every wrong one."""
     try:
         return CliApp.run(model, cli_args=argv)
     except ValidationError as error:
@@ -44,18 +168,18 @@ def from_command_line(model: type[Settings], argv: list[str]) -> Settings:
         raise InvalidRequest(f"{error}; a list is written as JSON, such as [1.0, 2.0]") from error
 
 
-class FlagOverVariables(EnvSettingsSource):
-    """`TVKD_…` variables, less those of `alternatives` when a flag names one of them: one is wanted, and it won."""
+class _Variables(EnvSettingsSource):
+    """`TVKD_…` variables, without those of `alternatives` when a flag names one of them."""
 
-    def __init__(self, model: type[BaseSettings], alternatives: set[str]) -> None:
+    def __init__(self, model: type[BaseSettings], alternatives: frozenset[str]) -> None:
         super().__init__(model)
         self._alternatives = alternatives
 
     def __call__(self) -> dict[str, Any]:
-        found = super().__call__()
+        variables = super().__call__()
         if self._alternatives.isdisjoint(self.current_state):
-            return found
-        return {name: value for name, value in found.items() if name not in self._alternatives}
+            return variables
+        return {name: value for name, value in variables.items() if name not in self._alternatives}
 
 
 def _mistake(model: type[BaseSettings], fault: ErrorDetails) -> str:
@@ -69,15 +193,6 @@ def _mistake(model: type[BaseSettings], fault: ErrorDetails) -> str:
     return f"--{field.replace('_', '-')}: {message}"
 
 
-def exit_code(command: str, run: Callable[[], int]) -> int:
-    """Run a command: its own code when done, 2 for a user's mistake, 1 for a fault, each told in one line.
-
-    `TVKD_TRACEBACK=1` lets a fault through with its traceback.
-    """
-    try:
-        return run()
-    except (TVKDError, OSError) as error:
-        if os.environ.get("TVKD_TRACEBACK"):
-            raise
-        print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, _USERS_MISTAKE) else 1
+def _usage(program: str, commands: Mapping[str, Entry]) -> str:
+    lines = "\n".join(f"  {name:<10} {entry.help}" for name, entry in commands.items())
+    return f"usage: {program} COMMAND [flags]\n\n{lines}\n\n`{program} COMMAND --help` lists a command's flags."

@@ -7,11 +7,16 @@ Source: Ng, Harada & Russell 1999; with Φ = V, TVKD (arXiv 2509.16965). With γ
 grows with the length of the completion. What Φ(s_T) means is therefore a choice, and `terminal` makes it.
 """
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.record import ENTROPY, VALUE, Record, temperature_of, value_column
 from tvkd_shared.value import Float64
 
 Potential = Literal["soft-value", "renyi", "entropy"]
@@ -19,30 +24,98 @@ Terminal = Literal["state", "zero", "last-decision"]
 Aggregate = Literal["sum", "mean"]
 
 
-def potential(
-    kind: Potential,
-    *,
-    values_S: npt.ArrayLike | None = None,
-    values_1_S: npt.ArrayLike | None = None,
-    entropies_S: npt.ArrayLike | None = None,
-) -> Float64:
-    """Φ of each state, shape (S,) = (T + 1,).
+@dataclass(frozen=True, slots=True)
+class PotentialDefinition:
+    """Which columns a potential is made from, by the temperature τ, and Φ of each state from their numbers, float64."""
 
-    "soft-value"  Φ = V_τ             needs values_S, V_τ
-    "renyi"       Φ = V_τ − V_1       needs values_S and values_1_S: V_τ of the normalised log-probs
-    "entropy"     Φ = H(π_1)          needs entropies_S
+    columns: Callable[[float], tuple[str, ...]]
+    phi: Callable[..., Float64]
 
-    Raises ValueError for another kind, or when what the kind needs is missing.
+
+POTENTIALS: dict[Potential, PotentialDefinition] = {
+    "soft-value": PotentialDefinition(lambda tau: (value_column(tau),), lambda value_S: value_S),
+    # V_τ of the normalised log-probs.
+    "renyi": PotentialDefinition(
+        lambda tau: (value_column(tau), VALUE), lambda value_S, value_1_S: value_S - value_1_S
+    ),
+    "entropy": PotentialDefinition(lambda _: (ENTROPY,), lambda entropy_S: entropy_S),
+}
+"""Every potential by its name. To add one, add an entry here and its name to `Potential`."""
+
+
+@dataclass
+class Shaping:
+    """The choices that turn a completion's record into one number, S = aggregate(ψ(Φ)).
+
+    The defaults are the paper's formula read literally. The teacher's values do not depend on the student, so in the
+    loss a completion is this one number. Raises InvalidRequest, in one line, for a choice that has no meaning.
     """
-    if kind == "soft-value" and values_S is not None:
-        return np.array(values_S, np.float64)
-    if kind == "renyi" and values_S is not None and values_1_S is not None:
-        return np.asarray(values_S, np.float64) - np.asarray(values_1_S, np.float64)
-    if kind == "entropy" and entropies_S is not None:
-        return np.array(entropies_S, np.float64)
-    if kind not in get_args(Potential):
-        raise ValueError(f"potential {kind!r} is unknown; known: {', '.join(get_args(Potential))}")
-    raise ValueError(f"potential {kind!r} was asked for without the values it is made from")
+
+    gamma: float = field(default=1.0, metadata={"help": "Discount in ψ = γΦ(s') − Φ(s), 0 to 1. With 1 Σψ telescopes."})
+    temperature: float = field(
+        default=1.0, metadata={"help": "τ of the value V = τ·logsumexp(logits/τ); the entropy does not use it."}
+    )
+    potential: Potential = field(
+        default="soft-value", metadata={"help": "Φ: V_τ (soft-value), V_τ − V_1 (renyi), or the teacher's entropy."}
+    )
+    terminal: Terminal = field(
+        default="state", metadata={"help": "What Φ is after the last token: its own, 0 after EOS, or Φ before it."}
+    )
+    aggregate: Aggregate = field(
+        default="sum", metadata={"help": "S = Σψ (the paper's), or Σψ/T without the length term."}
+    )
+
+    def __post_init__(self) -> None:
+        self.gamma, self.temperature = finite("gamma", self.gamma), finite("temperature", self.temperature)
+        if not 0 <= self.gamma <= 1:
+            raise InvalidRequest(f"gamma {self.gamma} is not in 0 … 1")
+        if self.temperature <= 0:
+            raise InvalidRequest(f"temperature {self.temperature} is not above 0")
+        for name, known in (("potential", Potential), ("terminal", Terminal), ("aggregate", Aggregate)):
+            check_choice(name, getattr(self, name), get_args(known))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a record that the potential is made from."""
+        return POTENTIALS[self.potential].columns(self.temperature)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Temperatures that a source must send; 1.0 is in every record."""
+        return tuple(sorted({1.0, *(tau for name in self.columns if (tau := temperature_of(name)) is not None)}))
+
+    def of(self, record: Record, *, kept: int, end: int | None) -> float:
+        """S of the completion's first `kept` tokens, float64. Raises as `psi` does."""
+        return aggregate(self.psi(record, kept=kept, end=end), self.aggregate)
+
+    def psi(self, record: Record, *, kept: int, end: int | None) -> Float64:
+        """ψ of each of the completion's first `kept` tokens, float64 [kept].
+
+        `kept` is what the student's `max_length` left of the completion's T tokens, so states s_0 … s_kept are read.
+        `end` is the number of tokens up to the end-of-sequence token of the whole completion, which counts only when it
+        was kept. Raises InvalidRequest when nothing was kept: there is no ψ to aggregate, and 0 would be invented.
+        """
+        if not 1 <= kept <= record.length:
+            raise InvalidRequest(
+                f"{kept} of a completion's {record.length} tokens are left after truncation, and shaping needs at least"
+                " one; raise max_length or drop the pair"
+            )
+        rows = [np.asarray(record.column(name)[: kept + 1], np.float64) for name in self.columns]
+        end_kept = end if end is not None and end <= kept else None
+        return shaping(POTENTIALS[self.potential].phi(*rows), gamma=self.gamma, terminal=self.terminal, end=end_kept)
+
+
+def finite(name: str, number: object) -> float:
+    """The number as a float. Raises InvalidRequest, naming the setting, when it is not a finite number."""
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        raise InvalidRequest(f"{name} {number!r} is not a finite number")
+    return float(number)
+
+
+def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    """Raises InvalidRequest, naming the setting, when the value is not one of the known ones."""
+    if value not in known:
+        raise InvalidRequest(f"{name} {value!r} is unknown; known: {', '.join(known)}")
 
 
 def shaping(potentials_S: npt.ArrayLike, *, gamma: float, terminal: Terminal, end: int | None = None) -> Float64:

@@ -7,7 +7,7 @@ import time
 import pytest
 from preference_rows import conversational, implicit, plain, words
 
-from tvkd_client.prefetch import main
+from tvkd.cli import main as tvkd
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +20,7 @@ def arguments(server, tiny_teacher, tmp_path):
     def of(rows: list[dict], *flags: str) -> list[str]:
         (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return [
+            "prefetch",
             "--server",
             server.url,
             "--dataset",
@@ -39,11 +40,11 @@ def computed(server) -> float:
 def test_a_second_prefetch_runs_no_teacher(server, arguments, capsys):
     rows = plain(20, seed=1000)
     before = computed(server)
-    assert main(arguments(rows, "--temperatures", "1.0,2.0")) == 0
+    assert tvkd(arguments(rows, "--temperatures", "1.0,2.0")) == 0
     assert "40 sequences" in (first := capsys.readouterr().out) and "0 hits, 40 computed" in first
     assert "bytes a token" in first
     assert computed(server) - before == 40
-    assert main(arguments(rows, "--temperatures", "2.0")) == 0
+    assert tvkd(arguments(rows, "--temperatures", "2.0")) == 0
     assert "40 hits, 0 computed" in capsys.readouterr().out
     assert computed(server) - before == 40
 
@@ -55,7 +56,7 @@ def test_what_was_prefetched_is_what_the_trainer_asks_for(server, arguments, tok
     from tvkd_client.source import StoreSource
 
     rows = implicit(conversational(5, seed=2000))
-    assert main(arguments(rows)) == 0
+    assert tvkd(arguments(rows)) == 0
     tokens = tokenize_preferences(Dataset.from_list(rows), tokenizer)[:]
     for side in ("chosen_ids", "rejected_ids"):
         records = StoreSource(server.store_path).fetch(tokens["prompt_ids"], tokens[side])
@@ -81,19 +82,19 @@ def test_a_prefetch_that_is_stopped_goes_on_where_it_was(server, arguments, caps
         time.sleep(0.02)
     stored = computed(server) - before
     assert 0 < stored < 1600
-    assert main(arguments(rows)) == 0
+    assert tvkd(arguments(rows)) == 0
     assert f"{stored:,.0f} hits, {1600 - stored:,.0f} computed" in capsys.readouterr().out
 
 
 def test_rows_too_long_stop_it_before_anything_is_sent_unless_they_are_to_be_skipped(server, arguments, capsys):
     rows = [*plain(3, seed=3000), plain(1, seed=3100)[0] | {"rejected": words(1, 300)}]
     before = computed(server)
-    assert main(arguments(rows)) == 2
+    assert tvkd(arguments(rows)) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("tvkd prefetch: 1 of 4 pairs are longer than the teacher's 256 tokens (row 3 has 306)")
     assert said.endswith("--skip-too-long")
     assert computed(server) == before
-    assert main(arguments(rows, "--skip-too-long")) == 0
+    assert tvkd(arguments(rows, "--skip-too-long")) == 0
     captured = capsys.readouterr()
     assert "1 of 4 pairs" in captured.err and "6 sequences" in captured.out
 
@@ -103,11 +104,11 @@ def test_another_vocabulary_is_refused_unless_it_is_accepted(server, arguments, 
     tokenizer.save_pretrained(tmp_path / "grown")
     rows = plain(2, seed=4000)
     grown = ["--tokenizer", str(tmp_path / "grown")]
-    assert main(arguments(rows, *grown)) == 2
+    assert tvkd(arguments(rows, *grown)) == 2
     assert "has another vocabulary" in capsys.readouterr().err
-    assert main(arguments(rows, *grown, "--other-vocabulary")) == 0
+    assert tvkd(arguments(rows, *grown, "--other-vocabulary")) == 0
     capsys.readouterr()
-    assert main(arguments([rows[0] | {"chosen": "w500"}], *grown, "--other-vocabulary")) == 2
+    assert tvkd(arguments([rows[0] | {"chosen": "w500"}], *grown, "--other-vocabulary")) == 2
     assert "token id 128; the teacher's are 0 … 127" in capsys.readouterr().err
 
 
@@ -123,6 +124,6 @@ def test_another_vocabulary_is_refused_unless_it_is_accepted(server, arguments, 
     ],
 )
 def test_a_users_mistake_is_one_line_and_2(flags, line, arguments, capsys):
-    assert main(arguments(plain(1), *flags)) == 2
+    assert tvkd(arguments(plain(1), *flags)) == 2
     said = [text for text in capsys.readouterr().err.splitlines() if text.startswith("tvkd prefetch: ")]
     assert len(said) == 1 and line in said[0]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from running_server import start_server
-from tvkd.store.command import main
-from tvkd_client.prefetch import main as prefetch
+from tvkd.cli import main as tvkd
+from tvkd.store.command import store as main
 from tvkd_shared.store import StoreReader, open_store
 
 PAIRS = [
@@ -26,7 +26,7 @@ def filled(tiny_teacher, tmp_path_factory):
     server = start_server(tiny_teacher, folder / "values", "--seal-bytes", "500")
     data = ["--dataset", f"{folder}/pairs.jsonl", "--tokenizer", str(tiny_teacher)]
     for temperatures in ("1.0", "1.0,2.0"):
-        assert prefetch(["--server", server.url, *data, "--temperatures", temperatures]) == 0
+        assert tvkd(["prefetch", "--server", server.url, *data, "--temperatures", temperatures]) == 0
     assert server.stop() == 0
     return folder
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tvkd.demo.demo import main
+from tvkd.cli import main as tvkd
 from watch import Watch
 
 
@@ -45,7 +45,7 @@ def test_server_and_trainer_of_the_demo_call_nobody_outside(demo):
 def test_a_folder_that_the_demo_did_not_make_is_left_alone(tmp_path, capsys, monkeypatch):
     (tmp_path / "thesis.tex").touch()
     monkeypatch.setattr("os.environ", {})
-    assert main(["--output", str(tmp_path)]) == 2
+    assert tvkd(["demo", "--output", str(tmp_path)]) == 2
     assert "choose another folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -53,7 +53,7 @@ def test_a_folder_that_the_demo_did_not_make_is_left_alone(tmp_path, capsys, mon
 @pytest.mark.parametrize("flags", [["--steps", "0"], ["--gamma", "-1"], ["--potential", "wrong"], ["--unknown"]])
 def test_a_wrong_flag_is_one_line_and_exit_code_2(flags, capsys):
     try:
-        code = main(flags)
+        code = tvkd(["demo", *flags])
     except SystemExit as stop:
         code = stop.code
     assert code == 2

@@ -5,8 +5,8 @@ import pytest
 from known_records import scored
 
 from tvkd.demo.margins import judge, log_prob_margins, shaping_margins, shaping_weight
-from tvkd_client.reading import Reading
 from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.shaping import Shaping
 
 RECORDS = [
     (scored([0, 3.0]), scored([0, 1.0])),
@@ -16,7 +16,7 @@ RECORDS = [
 
 
 def test_a_margin_is_the_chosen_shaping_less_the_rejected():
-    assert shaping_margins(RECORDS, Reading()).tolist() == [2.0, -2.0, 0.0]
+    assert shaping_margins(RECORDS, Shaping()).tolist() == [2.0, -2.0, 0.0]
 
 
 def test_a_margin_of_zero_does_not_agree_with_the_label():
@@ -39,15 +39,15 @@ def test_the_teachers_log_prob_sums_action_logits_less_values():
 
 
 def test_shaping_is_weighed_by_the_spread_of_its_margin():
-    assert shaping_weight(RECORDS, Reading()) == pytest.approx(1 / np.std([2.0, -2.0, 0.0]))
+    assert shaping_weight(RECORDS, Shaping()) == pytest.approx(1 / np.std([2.0, -2.0, 0.0]))
 
 
 @pytest.mark.parametrize(
     ("reading", "flags"),
     [
-        (Reading(terminal="zero"), "--terminal zero --gamma 1 --aggregate sum"),
-        (Reading(potential="renyi"), "--potential renyi --temperature 1"),
-        (Reading(potential="entropy"), "--pairs"),
+        (Shaping(terminal="zero"), "--terminal zero --gamma 1 --aggregate sum"),
+        (Shaping(potential="renyi"), "--potential renyi --temperature 1"),
+        (Shaping(potential="entropy"), "--pairs"),
     ],
 )
 def test_a_margin_that_is_the_same_for_every_pair_is_refused_and_its_flags_are_named(reading, flags):

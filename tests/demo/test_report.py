@@ -9,7 +9,7 @@ from rich.console import Console
 from tvkd.demo.margins import Judgement
 from tvkd.demo.report import Fill, Summary, show
 from tvkd.demo.training import HeldOut
-from tvkd_client.reading import Reading
+from tvkd_shared.shaping import Shaping
 
 SUMMARY = Summary(
     teacher_id="ab" * 16, teacher_name="tiny", pairs=100, sequences=200, tokens=1500,
@@ -17,7 +17,7 @@ SUMMARY = Summary(
     bytes_alternatives={"top_50_json_lines": 1400.0, "full_bf16_logits": 98304.0},
     fills=(Fill(60.0, 200, 3100), Fill(1.5, 0, 0)),
     readings={"one": Judgement(0.8, -0.25, 1.0), "other": Judgement(0.4, None, 1.0)},
-    reading=Reading(gamma=0.0, potential="entropy", aggregate="mean"), alpha=1.7, train_pairs=80, heldout_pairs=20,
+    shaping=Shaping(gamma=0.0, potential="entropy", aggregate="mean"), alpha=1.7, train_pairs=80, heldout_pairs=20,
     heldout={"DPO": HeldOut(0.65, 0.05, 0.1, 0.68)}, seconds={"teacher": 20.0},
 )  # fmt: skip
 

@@ -11,10 +11,10 @@ import pytest
 from known_records import scored
 from rich.color import Color
 
+from tvkd.cli import main as tvkd
 from tvkd_client.dataset import load_preferences
 from tvkd_client.picture import luminance, shade
 from tvkd_client.preference_tokens import load_tokenizer, tokenize_preferences
-from tvkd_client.show import main
 from tvkd_shared.key import completion_keys
 from tvkd_shared.store import StoreReader, open_store
 from tvkd_shared.wire import TeacherInfo
@@ -26,7 +26,7 @@ def arguments(small_store):
 
 
 def run(*arguments):
-    return main([str(argument) for argument in arguments])
+    return tvkd(["show", *(str(argument) for argument in arguments)])
 
 
 def test_every_token_stands_over_its_shaping(arguments, capsys):

@@ -268,9 +268,7 @@ def _settings(config: Object, known: list[Object]) -> Iterator[str]:
     }
     for text in config.get("data", {}).values():
         yield from (
-            f"{url} is no Service"
-            for url in re.findall(r"^teacher_url: http://(\S+)", text, re.M)
-            if url not in services
+            f"{url} is no Service" for url in re.findall(r"^server: http://(\S+)", text, re.M) if url not in services
         )
 
 

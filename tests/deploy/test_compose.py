@@ -129,7 +129,7 @@ MISTAKES = {
     "an unknown variable": (
         lambda s: s["server"]["environment"].update(TVKD_MODELS="x"), "tvkd serve reads no variable TVKD_MODELS"),
     "another server": (
-        lambda s: s["trainer"].update(command=["train", "--teacher_url", "http://teacher:8077"]),
+        lambda s: s["trainer"].update(command=["train", "--server", "http://teacher:8077"]),
         "teacher:8077 is no server"),
     "a missing file": (
         lambda s: s["grafana"].update(volumes=["./grafana/board.yaml:/x"]), "./grafana/board.yaml is not there"),

@@ -1,12 +1,15 @@
 """Shaping: what each `terminal` and each potential means, in closed form."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tvkd_shared.shaping import aggregate, potential, shaping, tvkd_loss
+from tvkd_shared.record import Record
+from tvkd_shared.shaping import POTENTIALS, Potential, Shaping, aggregate, shaping, tvkd_loss
 
 phi_S = arrays(np.float64, st.integers(2, 40), elements=st.floats(-50, 50))
 gammas = st.floats(0, 1)
@@ -60,17 +63,23 @@ def test_shaping_leaves_the_potentials_it_was_given_alone(phi):
 
 
 def test_each_potential_is_made_from_what_the_store_holds():
-    v_tau, v_1, h = np.array([3.0, 4.0]), np.array([1.0, 1.5]), np.array([0.2, 0.3])
-    np.testing.assert_array_equal(potential("soft-value", values_S=v_tau), v_tau)
-    np.testing.assert_array_equal(potential("renyi", values_S=v_tau, values_1_S=v_1), v_tau - v_1)
-    np.testing.assert_array_equal(potential("entropy", entropies_S=h), h)
+    v_tau, v_1, h = np.array([[3.0, 4.0], [1.0, 1.5], [0.2, 0.3]], np.float32)
+    record = Record.of({1.0: v_1, 2.0: v_tau}, np.zeros(1, np.float32), h)
+    for name, phi in {"soft-value": v_tau, "renyi": v_tau - v_1, "entropy": h}.items():
+        choices = Shaping(potential=name, temperature=2.0, gamma=0.5)
+        np.testing.assert_allclose(choices.psi(record, kept=1, end=None), [0.5 * phi[1] - phi[0]], rtol=1e-6)
+
+
+def test_the_potentials_are_those_that_settings_accept():
+    assert tuple(POTENTIALS) == get_args(Potential)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda: potential("renyi", values_S=[1.0, 2.0]),
-        lambda: potential("reward", values_S=[1.0, 2.0]),
+        lambda: Shaping(potential="reward"),
+        lambda: Shaping(gamma=1.5),
+        lambda: Shaping(temperature=0.0),
         lambda: shaping([1.0], gamma=1.0, terminal="state"),
         lambda: shaping([1.0, 2.0], gamma=1.0, terminal="end"),
         lambda: shaping([1.0, 2.0], gamma=1.0, terminal="zero", end=0),

@@ -191,7 +191,7 @@ def test_shaping_without_a_source_is_refused(make_trainer):
 
 
 def test_bulk_refuses_a_stream_and_a_source_that_is_no_server(make_trainer, pairs, source):
-    bulk = {"alpha": 0.7, "source": source, "value_source": "bulk", "teacher_url": "http://127.0.0.1:9"}
+    bulk = {"alpha": 0.7, "source": source, "value_source": "bulk", "server": "http://127.0.0.1:9"}
     stream = pairs.to_iterable_dataset()
     for streamed in ({"train_dataset": stream}, {"eval_dataset": stream}, {"eval_dataset": {"a": pairs, "b": stream}}):
         with pytest.raises(InvalidRequest, match="streams"):

@@ -43,7 +43,7 @@ def test_a_setting_without_a_meaning_is_refused(tmp_path, name, setting):
     assert str(refused.value).startswith(named) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("kind", "needed"), [("server", "teacher_url"), ("bulk", "teacher_url"), ("store", "store")])
+@pytest.mark.parametrize(("kind", "needed"), [("server", "server"), ("bulk", "server"), ("store", "store")])
 def test_a_source_needs_its_place(tmp_path, kind, needed):
     with pytest.raises(InvalidRequest, match=f"{kind} needs {needed}"):
         TVKDConfig(str(tmp_path), bf16=False, use_cpu=True, value_source=kind)

@@ -7,23 +7,23 @@ from peft import LoraConfig
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
-from tvkd_client import Reading, TVKDTrainer
-from tvkd_client.reading import end_of_sequence
+from tvkd_client import Shaping, TVKDTrainer
+from tvkd_client.ending import end_of_sequence
 from tvkd_shared.shaping import tvkd_loss
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.0, task_type="CAUSAL_LM")
 BETA = 0.1
 READINGS = [
-    (0.7, Reading()),
-    (-0.4, Reading(gamma=0.9)),
-    (0.7, Reading(gamma=0.9, temperature=2.0, terminal="zero")),
-    (3.0, Reading(gamma=0.95, potential="renyi", temperature=2.0, terminal="last-decision")),
-    (5.0, Reading(gamma=0.0, potential="entropy", aggregate="mean")),
+    (0.7, Shaping()),
+    (-0.4, Shaping(gamma=0.9)),
+    (0.7, Shaping(gamma=0.9, temperature=2.0, terminal="zero")),
+    (3.0, Shaping(gamma=0.95, potential="renyi", temperature=2.0, terminal="last-decision")),
+    (5.0, Shaping(gamma=0.0, potential="entropy", aggregate="mean")),
 ]
 
 
-def settings(reading: Reading) -> dict:
-    return {name: getattr(reading, name) for name in Reading.__slots__}
+def settings(choices: Shaping) -> dict:
+    return {name: getattr(choices, name) for name in Shaping.__dataclass_fields__}
 
 
 def log_prob(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
@@ -31,7 +31,7 @@ def log_prob(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
     return logits.log_softmax(-1)[range(len(completion)), completion].sum()
 
 
-def expected(trainer: TVKDTrainer, reference, source, alpha: float, reading: Reading, rows: list[dict]):
+def expected(trainer: TVKDTrainer, reference, source, alpha: float, choices: Shaping, rows: list[dict]):
     """Loss by `tvkd_loss`, and the same as a torch scalar for its gradient; one sequence at a time, no padding."""
     margins, shapings = [], []
     for row in rows:
@@ -43,7 +43,7 @@ def expected(trainer: TVKDTrainer, reference, source, alpha: float, reading: Rea
             with torch.no_grad():
                 behind = log_prob(reference, prompt, completion)
             ratio = log_prob(trainer.model, prompt, completion) - behind
-            sides[side] = (ratio, reading.of(record, kept=len(completion), end=end))
+            sides[side] = (ratio, choices.of(record, kept=len(completion), end=end))
         (chosen, s_chosen), (rejected, s_rejected) = sides["chosen_ids"], sides["rejected_ids"]
         margins.append(chosen - rejected)
         shapings.append(s_chosen - s_rejected)
@@ -53,10 +53,10 @@ def expected(trainer: TVKDTrainer, reference, source, alpha: float, reading: Rea
 
 
 @pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize(("alpha", "reading"), READINGS, ids=str)
-def test_loss_and_gradient_are_the_definition(make_trainer, student, source, alpha, reading, peft_config):
+@pytest.mark.parametrize(("alpha", "choices"), READINGS, ids=str)
+def test_loss_and_gradient_are_the_definition(make_trainer, student, source, alpha, choices, peft_config):
     trainer = make_trainer(
-        alpha=alpha, beta=BETA, **settings(reading), source=source, peft_config=peft_config,
+        alpha=alpha, beta=BETA, **settings(choices), source=source, peft_config=peft_config,
         per_device_train_batch_size=4, max_length=None,
     )  # fmt: skip
     torch.manual_seed(3)
@@ -69,7 +69,7 @@ def test_loss_and_gradient_are_the_definition(make_trainer, student, source, alp
     loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
     gradient = torch.autograd.grad(loss, weights, allow_unused=True)
     reference = AutoModelForCausalLM.from_pretrained(student)
-    wanted, scalar = expected(trainer, reference, source, alpha, reading, rows)
+    wanted, scalar = expected(trainer, reference, source, alpha, choices, rows)
     wanted_gradient = torch.autograd.grad(scalar, weights, allow_unused=True)
 
     assert abs(loss.item() - wanted) < 1e-5

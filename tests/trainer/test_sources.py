@@ -16,8 +16,8 @@ READING = {"alpha": 0.7, "gamma": 0.9, "temperature": 2.0, "terminal": "zero"}
 
 def sources(server) -> dict[str, dict]:
     return {
-        "server": {"value_source": "server", "teacher_url": server.url},
-        "bulk": {"value_source": "bulk", "teacher_url": server.url},
+        "server": {"value_source": "server", "server": server.url},
+        "bulk": {"value_source": "bulk", "server": server.url},
         "store": {"value_source": "store", "store": str(server.store_path)},
     }
 

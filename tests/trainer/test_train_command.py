@@ -12,7 +12,7 @@ from datasets import Dataset
 from runs import SMALL, rows
 from safetensors.torch import load_file
 
-from tvkd_client.train import main
+from tvkd.cli import main as tvkd
 from tvkd_shared.errors import InvalidRequest
 
 CONFIG = SMALL | {"alpha": 0.7, "gamma": 0.9, "terminal": "zero", "max_steps": -1, "num_train_epochs": 1}
@@ -38,14 +38,14 @@ def test_a_local_data_set_trains_and_the_model_is_saved(config, server, tmp_path
     data = tmp_path / f"data.{kind}"
     pairs = Dataset.from_list(rows(4))
     {"jsonl": pairs.to_json, "parquet": pairs.to_parquet, "disk": pairs.save_to_disk}[kind](data)
-    path = config(dataset_name=str(data), value_source="server", teacher_url=server.url)
-    assert main(["--config", path]) == 0
+    path = config(dataset_name=str(data), value_source="server", server=server.url)
+    assert tvkd(["train", "--config", path]) == 0
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_flags_override_the_file_and_lora_is_a_setting(config, tmp_path):
     lora = ["--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj"]
-    assert main([f"--config={config()}", "--alpha", "0", "--output_dir", str(tmp_path / "flag"), *lora]) == 0
+    assert tvkd(["train", f"--config={config()}", "--alpha", "0", "--output_dir", str(tmp_path / "flag"), *lora]) == 0
     assert (tmp_path / "flag" / "adapter_model.safetensors").exists()
 
 
@@ -61,13 +61,13 @@ def test_flags_override_the_file_and_lora_is_a_setting(config, tmp_path):
         (["--alpha", "0", "--model_name_or_path", "/none"], "/none is no folder"),
         (["--alpha", "0", "--model_name_or_path", "tests"], "model tests cannot be read"),
         (["--value_source", "store", "--store", "/none"], "/none"),
-        (["--value_source", "server", "--teacher_url", "localhost"], "is not a URL"),
+        (["--value_source", "server", "--server", "localhost"], "is not a URL"),
         (["--dataset_streaming"], "streaming is not served here"),
         (["--config"], "needs the path"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(config, capsys, flags, line):
-    code = main([*(["--config", config()] if flags != ["--config"] else []), *flags])
+    code = tvkd(["train", *(["--config", config()] if flags != ["--config"] else []), *flags])
     said = [text for text in capsys.readouterr().err.splitlines() if text.startswith("tvkd train: ")]
     assert (code, len(said)) == (2, 1)
     assert line in said[0]
@@ -77,7 +77,7 @@ def test_a_mistake_is_one_line_and_exit_2(config, capsys, flags, line):
 def test_a_bad_file_is_one_line_and_exit_2(config, capsys, content):
     path = Path(config(alpha=0.0))
     path.write_text(path.read_text() + content if content != "- a list" else content)
-    assert main(["--config", str(path)]) == 2
+    assert tvkd(["train", "--config", str(path)]) == 2
     err = capsys.readouterr().err
     assert err.count("tvkd train: ") == 1 and "Traceback" not in err
 
@@ -88,19 +88,19 @@ def test_a_fault_of_trl_is_no_mistake_of_the_user(config, monkeypatch):
 
     monkeypatch.setattr("tvkd_client.trainer.DPOTrainer.__init__", broken)
     with pytest.raises(TypeError, match="a bug of TRL"):
-        main(["--config", config(alpha=0.0)])
+        tvkd(["train", "--config", config(alpha=0.0)])
 
 
 def test_a_traceback_is_there_for_who_asks(config, monkeypatch):
     monkeypatch.setenv("TVKD_TRACEBACK", "1")
     with pytest.raises(InvalidRequest, match="gamma"):
-        main(["--config", config(), "--gamma", "2"])
+        tvkd(["train", "--config", config(), "--gamma", "2"])
 
 
 def test_two_processes_train_with_each_source_alike(config, server, tmp_path):
     sources = {
-        "server": {"value_source": "server", "teacher_url": server.url},
-        "bulk": {"value_source": "bulk", "teacher_url": server.url},
+        "server": {"value_source": "server", "server": server.url},
+        "bulk": {"value_source": "bulk", "server": server.url},
         "store": {"value_source": "store", "store": str(server.store_path)},
     }
     states, weights = [], []

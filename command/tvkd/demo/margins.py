@@ -5,17 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tvkd_client.reading import Reading
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.record import Record
+from tvkd_shared.shaping import Shaping
 from tvkd_shared.value import Float64, log_prob
 
 READINGS = {
-    "soft value, γ 1, sum: the paper": Reading(),
-    "soft value, γ 0.9, sum": Reading(gamma=0.9),
-    "soft value, γ 1, last decision": Reading(terminal="last-decision"),
-    "entropy, γ 0.9, sum": Reading(gamma=0.9, potential="entropy"),
-    "entropy, γ 0, mean": Reading(gamma=0.0, potential="entropy", aggregate="mean"),
+    "soft value, γ 1, sum: the paper": Shaping(),
+    "soft value, γ 0.9, sum": Shaping(gamma=0.9),
+    "soft value, γ 1, last decision": Shaping(terminal="last-decision"),
+    "entropy, γ 0.9, sum": Shaping(gamma=0.9, potential="entropy"),
+    "entropy, γ 0, mean": Shaping(gamma=0.0, potential="entropy", aggregate="mean"),
 }
 
 
@@ -37,22 +37,22 @@ Records = Sequence[tuple[Record, Record]]
 """Of each pair the records of chosen and rejected."""
 
 
-def shaping_margins(records: Records, reading: Reading) -> Float64:
+def shaping_margins(records: Records, shaping: Shaping) -> Float64:
     """S(chosen) − S(rejected) of each pair, float64 [N]; every completion ends with the end-of-sequence token."""
-    return _margins(records, lambda record: reading.of(record, kept=record.length, end=record.length))
+    return _margins(records, lambda record: shaping.of(record, kept=record.length, end=record.length))
 
 
-def shaping_weight(records: Records, reading: Reading) -> float:
+def shaping_weight(records: Records, shaping: Shaping) -> float:
     """α = 1 / (standard deviation of the shaping margin): shaping then neither vanishes nor drowns the label.
 
     Raises InvalidRequest, naming the flags at fault, when the margin is the same for every pair up to rounding.
     """
-    deviation = float(shaping_margins(records, reading).std())
+    deviation = float(shaping_margins(records, shaping).std())
     if deviation > _ROUNDING:
         return 1 / deviation
-    if reading.potential == "renyi" and reading.temperature == 1:
+    if shaping.potential == "renyi" and shaping.temperature == 1:
         reason = "--potential renyi --temperature 1 is 0 in every state; take another temperature or potential"
-    elif (reading.terminal, reading.gamma, reading.aggregate) == ("zero", 1, "sum"):
+    elif (shaping.terminal, shaping.gamma, shaping.aggregate) == ("zero", 1, "sum"):
         reason = (
             "--terminal zero --gamma 1 --aggregate sum leaves the potential of the prompt, which chosen and rejected "
             "share; change one of the three"

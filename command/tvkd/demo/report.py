@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tvkd.demo.margins import Judgement
 from tvkd.demo.training import HeldOut
-from tvkd_client.reading import Reading
+from tvkd_shared.shaping import Shaping
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Summary:
     bytes_alternatives: dict[str, float]
     fills: tuple[Fill, Fill]
     readings: dict[str, Judgement]
-    reading: Reading
+    shaping: Shaping
     alpha: float
     train_pairs: int
     heldout_pairs: int
@@ -54,7 +54,7 @@ def show(summary: Summary, console: Console) -> None:
     for table in tables(summary):
         console.print()
         console.print(table)
-    r = summary.reading
+    r = summary.shaping
     temperature = "" if r.potential == "entropy" else f" at τ {r.temperature:g}"
     console.print(
         f"\nTVKD here: potential {r.potential}{temperature}, γ {r.gamma:g}, terminal {r.terminal}, "
@@ -99,7 +99,7 @@ def _fills(summary: Summary) -> Table:
 
 def _readings(summary: Summary) -> Table:
     title = f"The margin between chosen and rejected, before any training, {summary.pairs:,} pairs"
-    table = _table(title, "Reading", "agrees with the label", "correlation with length")
+    table = _table(title, "Shaping", "agrees with the label", "correlation with length")
     for name, judgement in summary.readings.items():
         correlation = "–" if judgement.length_correlation is None else f"{judgement.length_correlation:+.2f}"
         table.add_row(name, f"{judgement.agreement:.0%}", correlation)

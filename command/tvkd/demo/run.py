@@ -11,36 +11,36 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from tvkd.demo.control import ShuffledSource, choose
+from tvkd.demo.demo import Demo
 from tvkd.demo.logit_bytes import logit_bytes
 from tvkd.demo.margins import READINGS, Records, judge, log_prob_margins, shaping_margins, shaping_weight
 from tvkd.demo.pairs import pairs_file
 from tvkd.demo.report import Fill, Summary, show
 from tvkd.demo.server import Server, running_server
-from tvkd.demo.settings import DemoSettings
 from tvkd.demo.student import load, student_directory
 from tvkd.demo.teacher import teacher_directory
 from tvkd.demo.training import BATCH, HeldOut, align, held_out, pair_log_probs
 from tvkd_client.dataset import load_preferences
 from tvkd_client.http import TeacherClient
 from tvkd_client.preference_tokens import tokenize_preferences
-from tvkd_client.prefetch import PrefetchSettings, prefetch
-from tvkd_client.reading import Reading
+from tvkd_client.prefetch import Prefetch, prefetch
 from tvkd_client.source import StoreSource, ValueSource
 from tvkd_shared.errors import InvalidRequest, TVKDError
+from tvkd_shared.shaping import Shaping
 from tvkd_shared.store import StoreReader
 
 _MARKER = ".made-by-tvkd-demo"
 _SAMPLE = 16  # pairs whose whole distributions are written, to weigh them
 
 
-def run(settings: DemoSettings) -> int:
+def run(settings: Demo) -> int:
     """All of it; the output folder then holds the store, the server's log and summary.json. Returns 0.
 
     Raises InvalidRequest for settings that do not go together, TeacherUnavailable when the teacher cannot be made or
     served, TVKDError when the second fill ran the teacher.
     """
     console, clock = Console(), _Clock()
-    reading = Reading(settings.gamma, settings.temperature, settings.potential, settings.terminal, settings.aggregate)
+    shaping: Shaping = settings.shaping
     output = _folder(settings.output)
     data = _data(output, settings.pairs)
     pairs = load_preferences(str(data))
@@ -53,8 +53,8 @@ def run(settings: DemoSettings) -> int:
         running_server(teacher, output / "store", output / "server.log", "--engine", settings.engine) as server,
     ):
         console.print(f"tvkd serve: {teacher.name} at {server.url}")
-        filling = PrefetchSettings(
-            server=server.url, dataset=str(data), tokenizer=str(teacher), temperatures=list(reading.temperatures)
+        filling = Prefetch(
+            server=server.url, dataset=str(data), tokenizer=str(teacher), temperatures=list(shaping.temperatures)
         )
         fills = _fill(server, filling), _fill(server, filling)
         info, in_log = TeacherClient(server.url).teacher(), TeacherClient(server.url).store()
@@ -62,7 +62,7 @@ def run(settings: DemoSettings) -> int:
         raise TVKDError(f"the second fill ran the teacher on {fills[1].teacher_tokens} tokens; all were stored before")
 
     console.rule("2. The server is gone; from here on the store is read", align="left")
-    source = StoreSource(output / "store", reading.temperatures, info.id)
+    source = StoreSource(output / "store", shaping.temperatures, info.id)
     sealed = StoreReader(output / "store").counts()
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     tokens = tokenize_preferences(pairs, tokenizer)
@@ -71,7 +71,7 @@ def run(settings: DemoSettings) -> int:
         judgements = {name: judge(shaping_margins(records, one), records) for name, one in READINGS.items()}
         judgements["the teacher's own log-prob"] = judge(log_prob_margins(records), records)
         split = choose(tokens, settings.steps * BATCH, settings.seed)
-        alpha = shaping_weight([records[index] for index in split.used], reading)
+        alpha = shaping_weight([records[index] for index in split.used], shaping)
         sample = tokens.select(range(min(_SAMPLE, len(tokens))))
         alternatives = logit_bytes(teacher, sample["prompt_ids"][:], sample["chosen_ids"][:])
 
@@ -91,7 +91,7 @@ def run(settings: DemoSettings) -> int:
         with clock.stage(name):
             trained = align(
                 name, student, tokenizer, pairs.select(split.used), output / "trainer",
-                alpha=weight, reading=reading, source=values, seed=settings.seed, console=console,
+                alpha=weight, shaping=shaping, source=values, seed=settings.seed, console=console,
             )  # fmt: skip
             heldout[name] = held_out(pair_log_probs(trained, unseen), reference_N2)
 
@@ -107,7 +107,7 @@ def run(settings: DemoSettings) -> int:
         bytes_alternatives=alternatives,
         fills=fills,
         readings=judgements,
-        reading=reading,
+        shaping=shaping,
         alpha=alpha,
         train_pairs=len(split.used),
         heldout_pairs=len(split.unseen),
@@ -152,7 +152,7 @@ def _data(output: Path, count: int | None) -> Path:
     return few
 
 
-def _fill(server: Server, settings: PrefetchSettings) -> Fill:
+def _fill(server: Server, settings: Prefetch) -> Fill:
     counters = "tvkd_computed_completions_total", "tvkd_teacher_tokens_total"
     before = [server.counter(name) for name in counters]
     start = time.monotonic()

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from tvkd.demo.student import batched_log_probs, load
 from tvkd_client.config import TVKDConfig
-from tvkd_client.reading import Reading
 from tvkd_client.source import ValueSource
 from tvkd_client.trainer import TVKDTrainer
+from tvkd_shared.shaping import Shaping
 
 BATCH = 8
 BETA = 0.1
@@ -64,7 +64,7 @@ def align(
     output: Path,
     *,
     alpha: float,
-    reading: Reading,
+    shaping: Shaping,
     source: ValueSource,
     seed: int,
     console: Console,
@@ -79,11 +79,11 @@ def align(
         max_length=None,
         precompute_ref_log_probs=True,
         alpha=alpha,
-        gamma=reading.gamma,
-        temperature=reading.temperature,
-        potential=reading.potential,
-        terminal=reading.terminal,
-        aggregate=reading.aggregate,
+        gamma=shaping.gamma,
+        temperature=shaping.temperature,
+        potential=shaping.potential,
+        terminal=shaping.terminal,
+        aggregate=shaping.aggregate,
         seed=seed,
         use_cpu=True,
         bf16=False,

@@ -1,20 +1,17 @@
 """`tvkd store ACTION`: each action has a settings model, from which its flags and `--help` are made."""
 
 import json
-import sys
-from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, PositiveInt
-from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 from rich.progress import track
 
 from tvkd.store import archive, info
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.settings import exit_code, from_command_line
+from tvkd_shared.settings import Command, Entry, dispatch
 from tvkd_shared.store import StoreReader, open_store
 from tvkd_shared.store.compact import SEGMENT_BYTES, compact
 from tvkd_shared.store.gc import GRACE_SECONDS, collect
@@ -23,24 +20,11 @@ from tvkd_shared.store.verify import verify
 Item = TypeVar("Item")
 
 
-def configuration(action: str) -> SettingsConfigDict:
-    return SettingsConfigDict(
-        env_prefix="TVKD_", cli_prog_name=f"tvkd store {action}", cli_kebab_case=True, cli_hide_none_type=True,
-        cli_implicit_flags=True, extra="forbid",
-    )  # fmt: skip
-
-
-class Action(BaseSettings):
+class Action(Command):
     """What every action is told."""
 
     store: str = Field(description="the store: a directory, or s3://…, gs://…, az://…")
     json_: bool = Field(False, alias="json", description="print JSON, for programs")
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def run(self) -> int:
-        """Do it. Returns the exit code. Raises the errors of `tvkd_shared.errors`."""
 
     def tell(self, result: Any, line: str) -> None:
         """Print the result, one way or the other."""
@@ -52,11 +36,8 @@ class Action(BaseSettings):
         return lambda items: track(items, what, console=console, disable=not console.is_terminal or self.json_)
 
 
-class Info(Action):
+class Info(Action, cli_prog_name="tvkd store info"):
     """What is in a store, by teacher: sequences, tokens, bytes a token, segments, temperatures, provenance."""
-
-    model_config = configuration("info")
-    name = "info"
 
     def run(self) -> int:
         said = info.gather(StoreReader(self.store))
@@ -67,15 +48,12 @@ class Info(Action):
         return 0
 
 
-class Verify(Action):
+class Verify(Action, cli_prog_name="tvkd store verify"):
     """Read every byte of a store and check it. Exit code 1 when something is damaged.
 
     With --rescore, a random sample of a data set's completions is also computed again by transformers in float32, and
     how far the stored values are off is kept in the store, as a certificate that a trainer can ask for.
     """
-
-    model_config = configuration("verify")
-    name = "verify"
 
     rescore: PositiveInt | None = Field(
         None, description="completions to compute again; needs model, dataset, tokenizer"
@@ -113,11 +91,8 @@ class Verify(Action):
         return 1 if problems else 0
 
 
-class Compact(Action):
+class Compact(Action, cli_prog_name="tvkd store compact"):
     """Merge many small segments into few, beside readers and a live server. The old files go with `tvkd store gc`."""
-
-    model_config = configuration("compact")
-    name = "compact"
 
     segment_bytes: PositiveInt = Field(
         SEGMENT_BYTES, description="size of a merged segment; four times as much memory is used"
@@ -135,11 +110,8 @@ class Compact(Action):
         return 0
 
 
-class Gc(Action):
+class Gc(Action, cli_prog_name="tvkd store gc"):
     """Remove segments that were compacted, what crashes left, and commits that a checkpoint holds."""
-
-    model_config = configuration("gc")
-    name = "gc"
 
     grace_hours: Annotated[float, Field(ge=0)] = Field(
         GRACE_SECONDS / 3600,
@@ -155,11 +127,8 @@ class Gc(Action):
         return 0
 
 
-class Export(Action):
+class Export(Action, cli_prog_name="tvkd store export"):
     """Write one teacher's values as a store of their own, compacted, with a card: a directory, or a .zip file."""
-
-    model_config = configuration("export")
-    name = "export"
 
     output: str = Field(description="a new directory, or a file that ends in .zip")
     teacher_id: str | None = Field(None, description="which teacher, when the store holds several")
@@ -174,11 +143,8 @@ class Export(Action):
         return 1 if done.damaged else 0
 
 
-class Import(Action):
+class Import(Action, cli_prog_name="tvkd store import"):
     """Take in another store's values, such as an export's. What is here stays; safe to repeat."""
-
-    model_config = configuration("import")
-    name = "import"
 
     source: str = Field(description="a store's directory, .zip file or URL")
     teacher_id: str | None = Field(None, description="only this teacher's")
@@ -195,21 +161,15 @@ class Import(Action):
         return 1 if done.damaged else 0
 
 
-ACTIONS: dict[str, type[Action]] = {action.name: action for action in (Info, Verify, Compact, Gc, Export, Import)}
+ACTIONS: dict[str, type[Action]] = {
+    action.__name__.lower(): action for action in (Info, Verify, Compact, Gc, Export, Import)
+}
 
 
-def main(argv: list[str]) -> int:
-    """Dispatch `tvkd store ACTION …`. Returns 0 done, 2 for a user's mistake, 1 for a fault or damage found."""
-    name, *rest = argv or ["--help"]
-    if name in ("-h", "--help"):
-        print(_usage())
-        return 0
-    if name not in ACTIONS:
-        print(f"tvkd store: no action {name!r}; there are {', '.join(ACTIONS)}", file=sys.stderr)
-        return 2
-    return exit_code(f"tvkd store {name}", lambda: from_command_line(ACTIONS[name], rest).run())
-
-
-def _usage() -> str:
-    lines = "\n".join(f"  {name:<8} {(action.__doc__ or '').splitlines()[0]}" for name, action in ACTIONS.items())
-    return f"usage: tvkd store ACTION --store STORE [flags]\n\n{lines}\n\n`tvkd store ACTION --help` lists its flags."
+def store(argv: list[str]) -> int:
+    """Run `tvkd store ACTION …`. Returns 0 done, 2 for a user's mistake, 1 for a fault or damage found."""
+    entries = {
+        name: Entry(f"{__name__}:{action.__name__}", "server", (action.__doc__ or "").splitlines()[0])
+        for name, action in ACTIONS.items()
+    }
+    return dispatch("tvkd store", entries, argv)

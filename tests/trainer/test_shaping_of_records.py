@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvkd_client.reading import Ending, Reading, declared_eos, end_of_sequence
+from tvkd_client.ending import Ending, declared_eos, end_of_sequence
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.record import Record
+from tvkd_shared.shaping import Shaping
 
 EOS, NEWLINE, WORD = 2, 7, 50
 numbers = st.floats(-50, 50, width=32)
@@ -31,21 +32,21 @@ def is_blank(token: int) -> bool:
 def test_undiscounted_sum_telescopes_to_the_last_kept_state(record, data):
     kept = data.draw(st.integers(1, record.length))
     V = record.values[2.0].astype(np.float64)
-    assert Reading(temperature=2.0).of(record, kept=kept, end=None) == pytest.approx(V[kept] - V[0], abs=1e-9)
+    assert Shaping(temperature=2.0).of(record, kept=kept, end=None) == pytest.approx(V[kept] - V[0], abs=1e-9)
 
 
 @given(records(), st.floats(0, 1))
 def test_discounted_sum_is_its_closed_form(record, gamma):
     H = record.entropies.astype(np.float64)
     closed = gamma * H[-1] - (1 - gamma) * H[1:-1].sum() - H[0]
-    S = Reading(gamma=gamma, potential="entropy").of(record, kept=record.length, end=None)
+    S = Shaping(gamma=gamma, potential="entropy").of(record, kept=record.length, end=None)
     assert pytest.approx(closed, abs=1e-9) == S
 
 
 @given(records())
 def test_mean_is_the_sum_over_the_kept_tokens(record):
     total, mean = (
-        Reading(gamma=0.5, aggregate=how).of(record, kept=record.length, end=None) for how in ("sum", "mean")
+        Shaping(gamma=0.5, aggregate=how).of(record, kept=record.length, end=None) for how in ("sum", "mean")
     )
     assert mean * record.length == pytest.approx(total, abs=1e-9)
 
@@ -59,13 +60,13 @@ def test_a_cut_record_reads_as_the_record_of_the_cut_completion(record, data):
         record.entropies[: kept + 1],
     )
     for terminal in ("state", "zero", "last-decision"):
-        reading = Reading(gamma=0.9, temperature=2.0, potential="renyi", terminal=terminal)
+        reading = Shaping(gamma=0.9, temperature=2.0, potential="renyi", terminal=terminal)
         assert reading.of(record, kept=kept, end=record.length) == reading.of(cut, kept=kept, end=None)
 
 
 def test_truncation_reads_the_values_of_the_truncated_sequence(source):
     prompt, completion = [10, 11, 12], [20, 21, 22, 23, EOS]
-    reading = Reading(gamma=0.9, terminal="zero")
+    reading = Shaping(gamma=0.9, terminal="zero")
     whole, cut = source.fetch([prompt, prompt], [completion, completion[:3]])
     assert reading.of(whole, kept=3, end=5) == pytest.approx(reading.of(cut, kept=3, end=None), abs=1e-4)
 
@@ -75,7 +76,7 @@ def test_states_after_the_end_are_absorbing(source):
     record = source.fetch([[10, 11]], [completion])[0]
     V = record.values[1.0].astype(np.float64)
     end = end_of_sequence(completion, {EOS}, is_blank)
-    S = Reading(gamma=0.9, terminal="zero").of(record, kept=4, end=end)
+    S = Shaping(gamma=0.9, terminal="zero").of(record, kept=4, end=end)
     assert end == 3
     assert pytest.approx((0.9 * V[1] - V[0]) + (0.9 * V[2] - V[1]) - V[2], abs=1e-9) == S
 
@@ -125,10 +126,10 @@ def test_nothing_kept_is_refused_not_zero():
     record = Record.of({1.0: np.zeros(3, np.float32)}, np.zeros(2, np.float32), np.zeros(3, np.float32))
     for kept in (0, 3):
         with pytest.raises(InvalidRequest, match=f"{kept} of a completion's 2 tokens"):
-            Reading().of(record, kept=kept, end=None)
+            Shaping().of(record, kept=kept, end=None)
 
 
 def test_only_the_temperatures_that_are_read_are_asked_for():
-    assert Reading(temperature=2.0).temperatures == (1.0, 2.0)
-    assert Reading().temperatures == (1.0,)
-    assert Reading(temperature=2.0, potential="entropy").temperatures == (1.0,)
+    assert Shaping(temperature=2.0).temperatures == (1.0, 2.0)
+    assert Shaping().temperatures == (1.0,)
+    assert Shaping(temperature=2.0, potential="entropy").temperatures == (1.0,)

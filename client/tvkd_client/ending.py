@@ -1,0 +1,58 @@
+"""Where a completion ends: at its last end-of-sequence (EOS) token."""
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvkd_shared.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def end_of_sequence(completion: Sequence[int], eos: Collection[int], is_blank: Callable[[int], bool]) -> int | None:
+    """Number of tokens up to and including the last EOS when only blank tokens follow it, else None.
+
+    Chat templates end a turn with "<|im_end|>\\n": the newline is after the end, not part of the answer.
+    """
+    for index in range(len(completion) - 1, -1, -1):
+        if completion[index] in eos:
+            return index + 1
+        if not is_blank(completion[index]):
+            return None
+    return None
+
+
+class Ending:
+    """Where a tokenizer's completions end: at its own EOS and any of `declared`, a generation config's eos_token_id."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", declared: int | Sequence[int] | None) -> None:
+        several = declared if isinstance(declared, Sequence) else [declared]
+        self.eos = frozenset(token for token in [*several, tokenizer.eos_token_id] if token is not None)
+        self._tokenizer = tokenizer
+        self._blank: dict[int, bool] = {}
+
+    def of(self, completion: Sequence[int]) -> int | None:
+        """`end_of_sequence` of the completion."""
+        return end_of_sequence(completion, self.eos, self._is_blank)
+
+    def _is_blank(self, token: int) -> bool:
+        if token not in self._blank:
+            self._blank[token] = not str(self._tokenizer.decode([token])).strip()
+        return self._blank[token]
+
+
+def declared_eos(folder: str) -> int | list[int] | None:
+    """eos_token_id of a model's folder as transformers takes it: generation_config.json's, or else config.json's.
+
+    None where there is neither. Raises InvalidRequest for a file that is not a JSON object.
+    """
+    for file in (Path(folder) / name for name in ("generation_config.json", "config.json")):
+        if file.is_file():
+            try:
+                declared: int | list[int] | None = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+            except (ValueError, AttributeError) as error:
+                raise InvalidRequest(f"{file} is not a JSON object: {error}") from error
+            return declared
+    return None
