@@ -74,6 +74,10 @@ class Search:
         else:
             del self.missing[key]
 
+    def length(self, key: bytes) -> int | None:
+        """States of a key's blocks; None when none was found."""
+        return next((len(piece.numbers) for piece in self.pieces.get(key, ())), None)
+
     def record(self, key: bytes, columns: Columns) -> Record | None:
         """A record of all the columns, or None when one is missing or blocks differ in length."""
         pieces = self.pieces.get(key, [])
