@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -115,6 +116,38 @@ def test_a_process_that_does_not_let_go_is_named_in_one_line(tmp_path, monkeypat
         with pytest.raises(StoreUnavailable, match="another process has used it for 0 seconds"):
             store.put(TEACHER, numbered([2]))
         other.execute("ROLLBACK")
+
+
+READ_ONLY_READER = """
+import sys
+from stored_records import found_in, key_of
+from tvkd_shared.store import StoreReader
+
+try:
+    open(sys.argv[1] + "/store.json", "a")
+except OSError:
+    print([one is not None for one in found_in(StoreReader(sys.argv[1]), [key_of(1), key_of(2), key_of(3)])])
+"""
+
+
+@pytest.mark.parametrize("state", ["live", "killed", "killed with shared memory", "closed"])
+def test_a_store_is_read_from_a_read_only_mount(tmp_path, state):
+    mount = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && exec "$2" -c "$3" "$1"'
+    path = tmp_path / "live"
+    with closing(open_store(path)) as store:
+        store.put(TEACHER, numbered([1]))
+        store.seal()
+        store.put(TEACHER, numbered([2]))
+        if state.startswith("killed"):
+            ignore = None if "memory" in state else shutil.ignore_patterns("*-shm")
+            path = shutil.copytree(path, tmp_path / "killed", ignore=ignore)
+        if state == "closed":
+            store.close()
+        command = ["unshare", "--mount", "sh", "-c", mount, "sh", path, sys.executable, READ_ONLY_READER]
+        ended = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    if "unshare" in ended.stderr or "mount" in ended.stderr:
+        pytest.skip(ended.stderr)
+    assert ended.stdout == "[True, True, False]\n", ended.stderr
 
 
 @pytest.fixture
