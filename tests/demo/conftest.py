@@ -33,6 +33,6 @@ def small_store(tiny_teacher, tmp_path_factory) -> SmallStore:
     (folder / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
     chosen_key, rejected_key = completion_keys(TEACHER.id, [4, 20, 21, 5], [[8, 9, 2], [10, 2]])
     with closing(open_store(folder / "store")) as store:
-        store.add_teacher(TEACHER)
+        store.add_teacher(TEACHER.id, TEACHER.model_dump(mode="json"))
         store.put(TEACHER.id, [(chosen_key, scored([1.0, 3.0, 2.0, 2.5])), (rejected_key, scored([1.0, 0.5, 0.0]))])
     return SmallStore(folder / "store", folder / "pairs.jsonl", tiny_teacher)

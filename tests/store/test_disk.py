@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -69,23 +70,28 @@ import sys
 from stored_records import TEACHER, bits, key_of, record_of
 from tvkd_shared.store import open_store
 
-store = open_store(sys.argv[1], seal_bytes=20_000)
-for n in range(150):
+store = open_store(sys.argv[1], seal_bytes=3_000)
+sys.stdin.readline()
+for n in range(300):
     (stored,) = store.put(TEACHER, [(key_of(n), record_of(n, variant=int(sys.argv[2])))])
     print(bits(stored)["entropy"].hex(), flush=True)
 store.close()
 """
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path, str(variant)], cwd=Path(__file__).parent, stdout=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-c", code, tmp_path, str(variant)], cwd=Path(__file__).parent,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         for variant in range(2)
     ]  # fmt: skip
-    answers = [process.communicate()[0].split() for process in running]
+    time.sleep(1)
+    for process in running:
+        process.stdin.write("\n")
+        process.stdin.close()
+    answers = [process.stdout.read().split() for process in running]
     with closing(StoreReader(tmp_path)) as reader:
-        found = [bits(record)["entropy"].hex() for record in reader.get([key_of(n) for n in range(150)])]
-        assert reader.counts().sequences == 150
+        found = [bits(record)["entropy"].hex() for record in reader.get([key_of(n) for n in range(300)])]
+        assert reader.counts().sequences == 300
     assert answers == [found, found]
 
 
@@ -95,7 +101,7 @@ def test_a_put_in_a_forked_child_leaves_the_parent_s_store_whole(tmp_path):
         child = os.fork()
         if not child:
             store.put(TEACHER, numbered([2]))
-            os._exit(0)
+            os._exit(store.recent._process != os.getpid())
         assert os.waitpid(child, 0)[1] == 0
         store.put(TEACHER, numbered([3]))
         assert found_in(store, [key_of(n) for n in (1, 2, 3)]) == [bits(record_of(n)) for n in (1, 2, 3)]
@@ -110,6 +116,38 @@ def test_a_process_that_does_not_let_go_is_named_in_one_line(tmp_path, monkeypat
         with pytest.raises(StoreUnavailable, match="another process has used it for 0 seconds"):
             store.put(TEACHER, numbered([2]))
         other.execute("ROLLBACK")
+
+
+READ_ONLY_READER = """
+import sys
+from stored_records import found_in, key_of
+from tvkd_shared.store import StoreReader
+
+try:
+    open(sys.argv[1] + "/store.json", "a")
+except OSError:
+    print([one is not None for one in found_in(StoreReader(sys.argv[1]), [key_of(1), key_of(2), key_of(3)])])
+"""
+
+
+@pytest.mark.parametrize("state", ["live", "killed", "killed with shared memory", "closed"])
+def test_a_store_is_read_from_a_read_only_mount(tmp_path, state):
+    mount = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && exec "$2" -c "$3" "$1"'
+    path = tmp_path / "live"
+    with closing(open_store(path)) as store:
+        store.put(TEACHER, numbered([1]))
+        store.seal()
+        store.put(TEACHER, numbered([2]))
+        if state.startswith("killed"):
+            ignore = None if "memory" in state else shutil.ignore_patterns("*-shm")
+            path = shutil.copytree(path, tmp_path / "killed", ignore=ignore)
+        if state == "closed":
+            store.close()
+        command = ["unshare", "--mount", "sh", "-c", mount, "sh", path, sys.executable, READ_ONLY_READER]
+        ended = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    if "unshare" in ended.stderr or "mount" in ended.stderr:
+        pytest.skip(ended.stderr)
+    assert ended.stdout == "[True, True, False]\n", ended.stderr
 
 
 @pytest.fixture
