@@ -18,12 +18,12 @@ from tvkd_client.batches import FillCount
 from tvkd_client.dataset import load_preferences
 from tvkd_client.http import TeacherClient
 from tvkd_client.preference_tokens import (
-    TOKEN_COLUMNS,
     check_vocabulary,
     load_tokenizer,
     measure,
     tokenize_preferences,
 )
+from tvkd_client.trl_private import TOKEN_COLUMNS
 from tvkd_shared.errors import SequenceTooLong, TokenOutOfRange
 from tvkd_shared.settings import Command
 from tvkd_shared.wire import TeacherInfo, TokenItem

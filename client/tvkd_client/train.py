@@ -7,18 +7,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from datasets import Dataset
 from transformers import AutoConfig
-from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, TrlParser, get_dataset
+from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, get_dataset
 from trl.trainer.model_config import ModelConfig
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from tvkd_client.config import TVKDConfig
 from tvkd_client.dataset import is_hub_id, load_preferences
 from tvkd_client.trainer import TVKDTrainer
+from tvkd_client.trl_private import SettingsParser
 from tvkd_shared.errors import InvalidRequest, TVKDError
 
 
@@ -35,8 +36,8 @@ def train(argv: list[str]) -> int:
 
 
 @contextmanager
-def _users_mistake(what: str = "") -> Iterator[None]:
-    """Around reading what the user wrote or named: TRL, transformers and datasets refuse it with any of these types."""
+def _refusals_in_one_line(what: str = "") -> Iterator[None]:
+    """Turns a refusal of what the user wrote into InvalidRequest; TRL and its libraries raise all of these types."""
     try:
         yield
     except TVKDError:
@@ -45,20 +46,13 @@ def _users_mistake(what: str = "") -> Iterator[None]:
         raise InvalidRequest(" ".join(f"{what}{error}".split()) or type(error).__name__) from error
 
 
-class _Parser(TrlParser):
-    """TrlParser that raises instead of printing a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InvalidRequest(message)
-
-
 def _parse(argv: list[str]) -> tuple[ScriptArguments, TVKDConfig, ModelConfig, DatasetMixtureConfig]:
     words = [word for flag in argv for word in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
     if words[-1:] == ["--config"]:
         raise InvalidRequest("--config needs the path of a YAML file")
     settings: Any = (ScriptArguments, TVKDConfig, ModelConfig, DatasetMixtureConfig)
-    parser = _Parser(settings, prog="tvkd train")
-    with _users_mistake():
+    parser = SettingsParser(settings, prog="tvkd train")
+    with _refusals_in_one_line():
         *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
     if unknown:
         named = ", ".join(word for word in unknown if word.startswith("--")) or " ".join(unknown)
@@ -75,17 +69,17 @@ def _build(
     script: ScriptArguments, training: TVKDConfig, model: ModelConfig, mixture: DatasetMixtureConfig
 ) -> TVKDTrainer:
     train, evaluation = _datasets(script, training, mixture)
-    with _users_mistake():
+    with _refusals_in_one_line():
         quantization, peft = get_quantization_config(model), get_peft_config(model)
     student = str(model.model_name_or_path)
-    with _users_mistake(f"model {student} cannot be read: "):
+    with _refusals_in_one_line(f"model {student} cannot be read: "):
         AutoConfig.from_pretrained(student, revision=model.model_revision, trust_remote_code=training.trust_remote_code)
-    own: Any = training.model_init_kwargs or {}
+    given: Any = training.model_init_kwargs or {}
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
-        **own,
+        **given,
     }
     return TVKDTrainer(
         student,
@@ -106,7 +100,7 @@ def _datasets(
     if mixture.datasets:
         if script.dataset_name:
             raise InvalidRequest("datasets and dataset_name are both set; keep one")
-        with _users_mistake("datasets cannot be read: "):
+        with _refusals_in_one_line("datasets cannot be read: "):
             mixed = get_dataset(mixture)
         if wants_evaluation and "test" not in mixed:
             raise InvalidRequest("eval_strategy needs a test split of datasets; set test_split_size")

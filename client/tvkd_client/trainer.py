@@ -15,21 +15,20 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
-from trl.trainer.dpo_trainer import DPOTrainer
 
-from tvkd_client import trl_private
 from tvkd_client.collator import SHAPING, ShapingCollator
 from tvkd_client.config import TVKDConfig
 from tvkd_client.ending import Ending
 from tvkd_client.preference_tokens import check_vocabulary
 from tvkd_client.source import ServerSource, ValueSource, check_certificate, source_of, teacher_of
+from tvkd_client.trl_private import ObservedModel, OpenDPOTrainer, check
 from tvkd_shared.errors import InvalidRequest, TeacherMismatch
 
 PAIRS_A_BARRIER = 64
 """Pairs that are filled between two barriers: far less work than the process group's timeout allows."""
 
 
-class TVKDTrainer(DPOTrainer):
+class TVKDTrainer(OpenDPOTrainer):
     """DPOTrainer whose loss adds α·[S(chosen) − S(rejected)], S from the teacher's values.
 
     `source` overrides the value source that `args` names: any object with a `teacher_id` and a `fetch`, picklable.
@@ -38,21 +37,6 @@ class TVKDTrainer(DPOTrainer):
     Raises InvalidRequest for settings or data that do not go together, TeacherMismatch when the source's teacher is
     not `args.teacher_id`.
     """
-
-    _tag_names = ["trl", "dpo", "tvkd"]  # noqa: RUF012 - TRL's own form
-    _name = "TVKD"
-    _paper = {  # noqa: RUF012
-        "title": "Preference Distillation via Value based Reinforcement Learning",
-        "id": "2509.16965",
-        "citation": """\
-@inproceedings{kwon2025preference,
-    title        = {{Preference Distillation via Value based Reinforcement Learning}},
-    author       = {Minchan Kwon and Junwon Ko and Kangil Kim and Junmo Kim},
-    year         = 2025,
-    booktitle    = {Advances in Neural Information Processing Systems 38, NeurIPS 2025},
-    eprint       = {2509.16965},
-}""",
-    }
 
     def __init__(
         self,
@@ -64,7 +48,7 @@ class TVKDTrainer(DPOTrainer):
         source: ValueSource | None = None,
         **dpo: Any,
     ) -> None:
-        trl_private.check()
+        check()
         if not isinstance(args, TVKDConfig):
             raise InvalidRequest(f"args is {type(args).__name__}, not TVKDConfig")
         if isinstance(train_dataset, Dataset | IterableDataset) and next(iter(train_dataset), None) is None:
@@ -83,7 +67,7 @@ class TVKDTrainer(DPOTrainer):
             if args.max_value_error is not None:
                 check_certificate(source, args.max_value_error)
             if not args.other_vocabulary and (teacher := teacher_of(source)) is not None:
-                check_vocabulary(self._tokenizer, teacher)
+                check_vocabulary(self.text_tokenizer, teacher)
             if args.value_source == "bulk":
                 self._fill(source)
             self.data_collator = ShapingCollator(
@@ -139,8 +123,8 @@ class TVKDTrainer(DPOTrainer):
             reference - torch.from_numpy(shift).to(reference)
             for reference, shift in zip(references, shift_B2.T, strict=True)
         )
-        policy = trl_private.Recorded(model)
-        with trl_private.reference_from_batch(self):
+        policy = ObservedModel(model)
+        with self.reference_from_batch():
             loss = dpo_loss(policy, inputs, return_outputs, num_items_in_batch)
         dpo = [self.beta * (p - r) for p, r in zip(policy.logps(inputs["completion_mask"]), references, strict=True)]
         self._log_shaping(reward_B2, torch.stack(dpo, 1), waited)
@@ -160,7 +144,7 @@ class TVKDTrainer(DPOTrainer):
         }
         rows = torch.stack([column.float() for column in columns.values()], 1)
         means = dict(zip(columns, self.accelerator.gather(rows).mean(0).tolist(), strict=True))
-        metrics = trl_private.metrics(self)
+        metrics = self.metrics_since_log
         for name, mean in means.items():
             metrics[name].append(mean)
         # The loss was computed without the pair's mean; the rewards that are shown have it.
@@ -168,32 +152,20 @@ class TVKDTrainer(DPOTrainer):
         for side in ("rewards/chosen", "rewards/rejected"):
             metrics[side][-1] += common
 
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        shaped = self.data_collator
-        # Reference log-probs need no values, and the model would be given the batch's extra key.
-        self.data_collator = getattr(shaped, "unshaped", shaped)
-        try:
-            return super()._precompute_ref_logps(dataset, name, batch_size)
-        finally:
-            self.data_collator = shaped
-
-    def _send_telemetry(self) -> None:
-        """TRL reports each trainer to the hub; nobody asked for that here."""
-
     def _ending(self) -> Ending:
         model: Any = self.model
-        return Ending(self._tokenizer, model.generation_config.eos_token_id)
+        return Ending(self.text_tokenizer, model.generation_config.eos_token_id)
 
     def _fill(self, source: ValueSource) -> None:
         """Puts the values of every row into the server's store. Rank 0 alone asks; the others wait for it."""
         if not isinstance(source, ServerSource):
             raise InvalidRequest(f"value_source bulk fills a server's store, and {type(source).__name__} is no server")
-        sets: list[Any] = [self.train_dataset, *_sets(self.eval_dataset)]
+        data_sets: list[Any] = [self.train_dataset, *_data_sets(self.eval_dataset)]
         first = self.accelerator.is_main_process
         with tqdm(
-            total=sum(map(len, sets)), desc="Filling the value store", disable=self.args.disable_tqdm or not first
+            total=sum(map(len, data_sets)), desc="Filling the value store", disable=self.args.disable_tqdm or not first
         ) as bar:
-            for rows in sets:
+            for rows in data_sets:
                 for start in range(0, len(rows), PAIRS_A_BARRIER):
                     if first:
                         chunk = rows[start : start + PAIRS_A_BARRIER]
@@ -202,21 +174,21 @@ class TVKDTrainer(DPOTrainer):
                     self.accelerator.wait_for_everyone()
 
 
-def _sets(given: Any) -> Iterator[Any]:
+def _data_sets(given: Any) -> Iterator[Any]:
     """The data sets of an argument that is one, a dict of several, None, or a name."""
-    for one in given.values() if isinstance(given, dict) else [given]:
-        if isinstance(one, Dataset | IterableDataset):
-            yield one
+    for candidate in given.values() if isinstance(given, dict) else [given]:
+        if isinstance(candidate, Dataset | IterableDataset):
+            yield candidate
 
 
 def _check_data(given: Any, args: TVKDConfig) -> None:
-    if args.value_source == "bulk" and any(isinstance(one, IterableDataset) for one in _sets(given)):
+    if args.value_source == "bulk" and any(isinstance(rows, IterableDataset) for rows in _data_sets(given)):
         raise InvalidRequest("value_source bulk needs data sets of known rows, and one here streams; use server")
     _check_images(given)
 
 
 def _check_images(given: Any) -> None:
-    if any({"image", "images"} & set(next(iter(one), {})) for one in _sets(given)):
+    if any({"image", "images"} & set(next(iter(rows), {})) for rows in _data_sets(given)):
         raise InvalidRequest("a data set has images, and values are kept for text tokens only")
 
 

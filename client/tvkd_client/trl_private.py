@@ -1,46 +1,125 @@
-"""The one place that touches what TRL keeps private. It says so loudly when TRL has moved it.
+"""The only file that touches what TRL keeps private: names with an underscore, and how methods are called.
 
-TRL 1.16's loss reads the reference log-probs from the batch when it was told to precompute them; that is where shaping
-goes in, so no line of TRL's loss is copied.
+TRL 1.16's loss reads the reference log-probs from the batch when it was told to precompute them. Shaping goes in there,
+so no line of TRL's loss is copied. A TRL that has moved one of these parts is refused with one line.
 """
 
 import inspect
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
+import datasets
 import trl
-from packaging.specifiers import SpecifierSet
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+from trl.scripts.utils import TrlParser
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.versions import supported
 
-SUPPORTED = SpecifierSet(">=1.16,<1.17")
+TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+"""Columns of token ids that TRL's preparation of preference data makes."""
 
 _SIGNATURES = {
     "_compute_loss": ["self", "model", "inputs", "return_outputs"],
     "_precompute_ref_logps": ["self", "dataset", "name", "batch_size"],
+    "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
     "_send_telemetry": ["self"],
     "compute_ref_log_probs": ["self", "model", "inputs"],
 }
 
 
 def check() -> None:
-    """Raises InvalidRequest when the installed TRL is not the one this package was written against."""
-    if trl.__version__ not in SUPPORTED:
-        raise InvalidRequest(f"TRL {trl.__version__} is installed, and the trainer needs trl{SUPPORTED}")
+    """Raises InvalidRequest when the installed TRL is not the one that this package was written against."""
+    if trl.__version__ not in supported("trl"):
+        raise _refused("its version is not supported")
     for name, expected in _SIGNATURES.items():
         method = getattr(DPOTrainer, name, None)
-        found = list(inspect.signature(method).parameters) if method else None
-        if found != expected:
-            raise InvalidRequest(
-                f"DPOTrainer.{name} of TRL {trl.__version__} takes {found}, not {expected}; install an unchanged"
-                f" trl{SUPPORTED}"
-            )
+        parameters = list(inspect.signature(method).parameters) if method else None
+        if parameters != expected:
+            raise _refused(f"its DPOTrainer.{name} takes {parameters}, not {expected}")
 
 
-class Recorded:
-    """Stands in for the model during one loss and keeps its first output: the policy's log-probs."""
+def prepare_preferences(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+    """The data set with `TOKEN_COLUMNS`, made by DPOTrainer's own preparation. Nothing is cut and no row is dropped.
+
+    Raises InvalidRequest when the tokenizer's chat template refuses a conversation, or TRL has changed.
+    """
+    check()
+    # These are all the attributes that the preparation reads. Without max_length it drops no row.
+    trainer: Any = SimpleNamespace(_tokenizer=tokenizer)
+    config: Any = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
+    try:
+        tokens = DPOTrainer._prepare_dataset(trainer, dataset, tokenizer, config, "preference")
+    except TemplateError as error:
+        raise InvalidRequest(f"the tokenizer's chat template refuses a conversation: {error}") from error
+    except AttributeError as error:
+        raise _refused(f"preparing preference data failed with: {error}") from error
+    if not set(TOKEN_COLUMNS) <= set(tokens.column_names):
+        raise _refused(f"preparing preference data made the columns {', '.join(tokens.column_names)}")
+    return tokens
+
+
+class OpenDPOTrainer(DPOTrainer):
+    """DPOTrainer whose private parts have public names, and which reports nothing to the hub."""
+
+    _tag_names = ["trl", "dpo", "tvkd"]  # noqa: RUF012 - TRL's own form
+    _name = "TVKD"
+    _paper = {  # noqa: RUF012
+        "title": "Preference Distillation via Value based Reinforcement Learning",
+        "id": "2509.16965",
+        "citation": """\
+@inproceedings{kwon2025preference,
+    title        = {{Preference Distillation via Value based Reinforcement Learning}},
+    author       = {Minchan Kwon and Junwon Ko and Kangil Kim and Junmo Kim},
+    year         = 2025,
+    booktitle    = {Advances in Neural Information Processing Systems 38, NeurIPS 2025},
+    eprint       = {2509.16965},
+}""",
+    }
+
+    @property
+    def text_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, also where TRL was given a processor of text and images."""
+        tokenizer: PreTrainedTokenizerBase = self._tokenizer
+        return tokenizer
+
+    @property
+    def metrics_since_log(self) -> defaultdict[str, list[float]]:
+        """The numbers of each metric since the last log, in the mode (training or evaluation) that the model is in."""
+        model: Any = self.model
+        metrics: defaultdict[str, list[float]] = self._metrics["train" if model.training else "eval"]
+        return metrics
+
+    @contextmanager
+    def reference_from_batch(self) -> Iterator[None]:
+        """Inside, TRL's loss takes `ref_chosen_logps` and `ref_rejected_logps` from the batch."""
+        before = self.precompute_ref_logps
+        self.precompute_ref_logps = True
+        try:
+            yield
+        finally:
+            self.precompute_ref_logps = before
+
+    def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
+        # Reference log-probs need no values, and the model would be given the extra key of a batch with shaping.
+        collator = self.data_collator
+        self.data_collator = getattr(collator, "unshaped", collator)
+        try:
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+        finally:
+            self.data_collator = collator
+
+    def _send_telemetry(self) -> None:
+        """TRL reports each trainer to the hub by default; this trainer does not."""
+
+
+class ObservedModel:
+    """Calls the model during one loss, and keeps its first output: the policy's log-probs."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -60,19 +139,14 @@ class Recorded:
         return chosen, rejected
 
 
-@contextmanager
-def reference_from_batch(trainer: DPOTrainer) -> Iterator[None]:
-    """Inside, TRL's loss takes `ref_chosen_logps` and `ref_rejected_logps` from the batch."""
-    before = trainer.precompute_ref_logps
-    trainer.precompute_ref_logps = True
-    try:
-        yield
-    finally:
-        trainer.precompute_ref_logps = before
+class SettingsParser(TrlParser):
+    """TrlParser that raises InvalidRequest where TRL's prints a page of usage and exits."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidRequest(message)
 
 
-def metrics(trainer: DPOTrainer) -> dict[str, list[float]]:
-    """TRL's list of numbers a metric since the last log, of the mode the model is in."""
-    model: Any = trainer.model
-    of_mode: dict[str, list[float]] = trainer._metrics["train" if model.training else "eval"]
-    return of_mode
+def _refused(reason: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"TRL {trl.__version__} is installed, and {reason}; install an unchanged trl{supported('trl')}"
+    )

@@ -2,8 +2,9 @@ import pytest
 from datasets import Dataset
 from preference_rows import SHAPES, conversational, plain, words
 
-from tvkd_client import preference_tokens
-from tvkd_client.preference_tokens import TOKEN_COLUMNS, check_vocabulary, measure, tokenize_preferences
+from tvkd_client import trl_private
+from tvkd_client.preference_tokens import check_vocabulary, measure, tokenize_preferences
+from tvkd_client.trl_private import TOKEN_COLUMNS
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.wire import TeacherInfo
 
@@ -60,11 +61,11 @@ def test_a_tokenizer_that_cannot_is_said(tokenizer):
 def test_another_trl_fails_loudly(tokenizer, monkeypatch):
     dataset = Dataset.from_list(plain(2))
     with monkeypatch.context() as patch:
-        patch.setattr(preference_tokens, "version", lambda _: "1.17.0")
-        with pytest.raises(InvalidRequest, match=r"TRL 1\.17\.0 .* install trl.*>=1\.16"):
+        patch.setattr(trl_private.trl, "__version__", "1.17.0")
+        with pytest.raises(InvalidRequest, match=r"TRL 1\.17\.0 .* install an unchanged trl.*>=1\.16"):
             tokenize_preferences(dataset, tokenizer)
     monkeypatch.setattr("trl.trainer.dpo_trainer.DPOTrainer._prepare_dataset", lambda self, dataset: dataset)
-    with pytest.raises(InvalidRequest, match="takes other arguments"):
+    with pytest.raises(InvalidRequest, match="_prepare_dataset takes"):
         tokenize_preferences(dataset, tokenizer)
 
 
