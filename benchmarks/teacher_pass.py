@@ -5,15 +5,15 @@
 naive         transformers: every sequence in one padded batch, logsumexp of all its logits at once
 full logits   the same in micro-batches sorted by length
 ours          the prompt once for its two completions, logits in chunks and of completion states only
-body only     micro-batches without an LM head: the floor of any way that reads each sequence whole
+body only     micro-batches without an LM head: what any way that reads each sequence whole must pay at least
 
-The first table is speed, on pairs of like and unlike lengths. Tokens are counted as if nothing were shared: prompt and
-completion of each sequence. The second is memory along the length of the completions, two of them after one short
-prompt. Full logits grow there by states × vocabulary. Ours holds those of `head_chunk` (256) states at most and from
-then on grows by the key-value cache alone, layers × 2 × width of keys × bytes of a number for each token.
+The first table is speed, on pairs of several lengths. Tokens are counted as if nothing were shared: prompt and
+completion of each sequence. The second table is memory as completions grow, with two of them after one short prompt.
+Full logits grow by states × vocabulary. Ours holds the logits of at most `head_chunk` (256) states; from there on it
+grows by the key-value cache alone: layers × 2 × width of keys × bytes of a number for each token.
 
-Memory is the peak while a way runs less what rests before it, weights and libraries; of the process, or of the GPU's
-allocator on a GPU. Each number comes from a process of its own, its best time of `--repeats` counts.
+Memory is the peak while a way runs, less what it held at rest (weights and libraries). It is that of the process, or of
+the GPU's allocator on a GPU. Each number comes from a process of its own; the best time of `--repeats` counts.
 """
 
 import argparse
@@ -31,8 +31,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from tvkd_server.teachers.backbone import Question
+from tvkd_server.settings import ServeSettings
+from tvkd_server.teachers.teacher import Question
 from tvkd_server.teachers.transformers_teacher import TransformersTeacher
+from tvkd_shared.record import column_names
 
 WAYS = ("naive", "full logits", "ours", "body only")
 Way = Callable[[], None]
@@ -45,24 +47,23 @@ def pairs(count: int, vocabulary: int) -> list[Question]:
     def ids(shortest: int, longest: int) -> list[int]:
         return random.integers(0, vocabulary, random.integers(shortest, longest + 1)).tolist()
 
-    return [Question(ids(96, 160), [ids(64, 128), ids(64, 128)], (1.0,)) for _ in range(count)]
+    return [Question(ids(96, 160), [ids(64, 128), ids(64, 128)], column_names()) for _ in range(count)]
 
 
 def one_pair(length: int, vocabulary: int) -> list[Question]:
     """A prompt of 16 tokens with two completions of `length`."""
     random = np.random.default_rng(0)
     prompt, *completions = (random.integers(0, vocabulary, size).tolist() for size in (16, length, length))
-    return [Question(prompt, completions, (1.0,))]
+    return [Question(prompt, completions, column_names())]
 
 
 def ours(questions: list[Question], options: argparse.Namespace) -> Way:
     """Every pair asked at once through the teacher's own interface."""
-    teacher = TransformersTeacher.load(
-        options.model, dtype=options.dtype, device=options.device, max_batch_tokens=options.max_batch_tokens
-    )
+    settings = {name: getattr(options, name) for name in ("dtype", "device", "max_batch_tokens")}
+    teacher = TransformersTeacher.load(ServeSettings(model=str(options.model), **settings))
 
     async def ask_all() -> None:
-        await asyncio.gather(*(teacher.score(q.prompt, q.completions, q.temperatures) for q in questions))
+        await asyncio.gather(*(teacher.score(q.prompt, q.completions, q.columns) for q in questions))
 
     return lambda: asyncio.run(ask_all())
 
@@ -141,8 +142,8 @@ def speeds(options: argparse.Namespace) -> None:
     print(f"\n{options.pairs} pairs, prompts of 96 to 160 tokens, completions of 64 to 128")
     print(f"{'':14}{'tokens/s':>10}{'resting MB':>12}{'peak above it':>15}{'whole peak':>12}")
     for way in WAYS:
-        if found := alone(way, None, options):
-            speed, resting, above = found
+        if measured := alone(way, None, options):
+            speed, resting, above = measured
             print(f"{way:14}{speed:10.0f}{resting:12.0f}{above:15.0f}{resting + above:12.0f}", flush=True)
         else:
             print(f"{way:14}{'out of memory':>22}", flush=True)
@@ -152,8 +153,8 @@ def growth(options: argparse.Namespace) -> None:
     print("\nMB above the resting memory, one prompt of 16 tokens with two completions of so many tokens each")
     print(f"{'':14}" + "".join(f"{length:>10,}" for length in options.lengths))
     for way in WAYS:
-        found = [alone(way, length, options) for length in options.lengths]
-        print(f"{way:14}" + "".join(f"{one[2]:10.0f}" if one else f"{'oom':>10}" for one in found), flush=True)
+        runs = [alone(way, length, options) for length in options.lengths]
+        print(f"{way:14}" + "".join(f"{run[2]:10.0f}" if run else f"{'oom':>10}" for run in runs), flush=True)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The servers that `vllm_values.py` measures, ours and vLLM's own, and what they cost: seconds, bytes and memory."""
+"""The servers that `vllm_values.py` measures, tvkd's and vLLM's own, and their cost: seconds, bytes and memory."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from tvkd_server.teachers.backbone import Question
+from tvkd_server.teachers.teacher import Question
 
 BUDGET, CACHE_GIB = 1024, 1
 """Tokens in a step of the engine, and its key-value cache: the same for all."""
@@ -63,14 +63,14 @@ class Server:
 
     def _peak(self) -> float:
         """Sum of the processes' peaks."""
-        found = [re.search(r"VmHWM:\s+(\d+)", (process / "status").read_text()) for process in self._processes()]
-        return sum(int(one[1]) for one in found if one) * 1024 / 1e6
+        peaks = [re.search(r"VmHWM:\s+(\d+)", (process / "status").read_text()) for process in self._processes()]
+        return sum(int(peak[1]) for peak in peaks if peak) * 1024 / 1e6
 
 
 def ours_bodies(questions: list[Question]) -> list[dict[str, Any]]:
     return [
-        {"items": [{"prompt_token_ids": one.prompt, "completions": one.completions}], "entropy": True, "cache": "skip"}
-        for one in questions
+        {"items": [{"prompt_token_ids": q.prompt, "completions": q.completions}], "entropy": True, "cache": "skip"}
+        for q in questions
     ]
 
 
@@ -106,7 +106,7 @@ def openai(model: Path, longest: int) -> Iterator[Server]:
 
 @contextmanager
 def _running(command: list[str], ready: str) -> Iterator[Server]:
-    """A server on a free port, once it is ready. It computes on every core, as transformers does."""
+    """A server on a free port, once it is ready. It computes on all cores, as transformers does."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = os.environ | {

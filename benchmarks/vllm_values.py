@@ -5,17 +5,17 @@
 Without --model it is a random one of 32,000 words.
 
 ours             `tvkd serve --engine vllm`, /v1/potentials, cache: skip; V_1, entropy, action logit of each state
-prompt_logprobs  vLLM's OpenAI server, /v1/completions, at 1 and 20: normalised, no value can be had from them
+prompt_logprobs  vLLM's OpenAI server, /v1/completions, at 1 and 20: normalised, so no value can be computed
 full logits      transformers: logsumexp of every sequence's logits, in micro-batches
-body only        transformers without an LM head, each sequence whole: what any such way must pay
+body only        transformers without an LM head, each sequence whole: what any such way must pay at least
 
-The first table is speed, the best of three rounds, in vLLM's ways after one that warms up. Tokens are counted as if
-nothing were shared: prompt and completion of each sequence. Bytes are those of the answers' bodies a token of the
-completions. All ways have every core; vLLM's run with the same batch budget, and without compilation.
+The first table is speed: the best of three rounds, under vLLM after one round that warms up. Tokens are counted as if
+nothing were shared: prompt and completion of each sequence. Bytes are those of the answers' bodies for each token of
+the completions. Every way has all cores; vLLM runs with the same batch budget, and without compilation.
 
-The second table is memory along the length of the completions, two of them after one short prompt: the sum over the
-way's processes of their peaks while they answer, less what rests before, which is weights, libraries, and in vLLM's
-ways the whole key-value cache. What they hold above it are logits and answers.
+The second table is memory as completions grow, with two of them after one short prompt. It is the sum of the peaks of
+the way's processes while they answer, less what they held at rest: weights, libraries, and under vLLM the whole
+key-value cache. What remains are logits and answers.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from teacher_pass import alone, one_pair, pairs
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from vllm_servers import CACHE_GIB, Server, logprob_bodies, openai, ours, ours_bodies
 
-from tvkd_server.teachers.backbone import Question
+from tvkd_server.teachers.teacher import Question
 
 Bodies = Callable[[list[Question]], list[dict[str, Any]]]
 BY_VLLM: dict[str, tuple[Callable[[Path, int], AbstractContextManager[Server]], Bodies]] = {
@@ -57,7 +57,7 @@ def random_model(directory: Path, words: int = 32_000) -> Path:
 
 
 def speeds(questions: list[Question], options: Namespace) -> None:
-    states = sum(len(one) for question in questions for one in question.completions)
+    states = sum(len(completion) for question in questions for completion in question.completions)
     tokens = states + sum(len(question.prompt) * len(question.completions) for question in questions)
     print(f"\n{len(questions)} pairs, {tokens:,} tokens")
     print(f"{'':20}{'tokens/s':>10}{'bytes/token':>13}{'whole peak MB':>15}{'ours is':>10}")
@@ -69,8 +69,8 @@ def speeds(questions: list[Question], options: Namespace) -> None:
         base = base or seconds
         row(way, tokens / seconds, f"{size / states:.0f}", peak, seconds / base)
     for way in BY_TRANSFORMERS:
-        if found := alone(way, None, options):
-            speed, resting, above = found
+        if measured := alone(way, None, options):
+            speed, resting, above = measured
             row(way, speed, "-", resting + above, tokens / speed / base)
 
 
@@ -90,9 +90,9 @@ def growth(vocabulary: int, options: Namespace) -> None:
         numbers = [server.resting, *(peak - server.resting for peak in peaks)]
         print(f"{way:20}" + "".join(f"{number:10.0f}" for number in numbers), flush=True)
     for way in BY_TRANSFORMERS:
-        found = [alone(way, length, options) for length in options.lengths]
-        resting = f"{found[0][1]:10.0f}" if found[0] else f"{'oom':>10}"
-        print(f"{way:20}{resting}" + "".join(f"{one[2]:10.0f}" if one else f"{'oom':>10}" for one in found), flush=True)
+        runs = [alone(way, length, options) for length in options.lengths]
+        resting = f"{runs[0][1]:10.0f}" if runs[0] else f"{'oom':>10}"
+        print(f"{way:20}{resting}" + "".join(f"{run[2]:10.0f}" if run else f"{'oom':>10}" for run in runs), flush=True)
 
 
 def main() -> None:

@@ -11,8 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tvkd_server.settings import ServeSettings
+from tvkd_server.teachers.teacher import Teacher
 from tvkd_server.teachers.transformers_teacher import TransformersTeacher
-from tvkd_shared.record import Record
+from tvkd_shared.record import Record, column_names
 from tvkd_shared.value import entropy, value
 
 VOCABULARY = 503
@@ -95,21 +97,31 @@ class Reference:
         return Expected(logits_LV[len(prompt) - 1 :].double().numpy(), completion)
 
 
-def assert_agrees(scored: Any, expected: Expected, tolerance: float = 1e-4) -> None:
-    for temperature, values_S in scored.values.items():
-        np.testing.assert_allclose(values_S, expected.values(temperature), rtol=0, atol=tolerance)
-    np.testing.assert_allclose(scored.action_logits, expected.action_logits, rtol=0, atol=tolerance)
-    np.testing.assert_allclose(scored.entropies, expected.entropies, rtol=0, atol=tolerance)
+def assert_agrees(record: Record, expected: Expected, tolerance: float = 1e-4) -> None:
+    for temperature in record.temperatures:
+        np.testing.assert_allclose(record.value(temperature), expected.values(temperature), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(record.action_logits, expected.action_logits, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(record.entropies, expected.entropies, rtol=0, atol=tolerance)
 
 
 def tokens(count: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(0, VOCABULARY, count).tolist()
 
 
-def ask(teacher: TransformersTeacher, *questions: tuple[Any, ...]) -> list[list[Record]]:
-    """Answers to (prompt, completions, temperatures) asked all at once."""
+def load(directory: Path | str, **settings: Any) -> TransformersTeacher:
+    """The teacher of a directory, on the CPU if nothing else is set."""
+    return TransformersTeacher.load(ServeSettings(model=str(directory), **{"device": "cpu"} | settings))
 
-    async def together() -> list[list[Record]]:
-        return await asyncio.gather(*(teacher.score(*question) for question in questions))
 
-    return asyncio.run(together())
+Asked = tuple[Sequence[int], Sequence[Sequence[int]], Sequence[float]]
+
+
+async def score_all(teacher: Teacher, questions: Sequence[Asked], **options: Any) -> list[Any]:
+    """Answers to (prompt, completions, temperatures) asked all at once; `options` are those of `asyncio.gather`."""
+    calls = [teacher.score(prompt, completions, column_names(taus)) for prompt, completions, taus in questions]
+    return await asyncio.gather(*calls, **options)
+
+
+def ask(teacher: Teacher, *questions: Asked) -> list[list[Record]]:
+    """The same from a synchronous test."""
+    return asyncio.run(score_all(teacher, questions))

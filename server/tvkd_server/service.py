@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from tvkd_server.admission import Admission
 from tvkd_server.flights import Claim, Flights
 from tvkd_server.metrics import Metrics
-from tvkd_server.teachers.limits import check
-from tvkd_server.teachers.teacher import Teacher
+from tvkd_server.store import Store
+from tvkd_server.teachers.teacher import Teacher, check_temperatures
 from tvkd_server.writer import GroupCommit
 from tvkd_shared.errors import NotCached, PayloadTooLarge, StoreUnavailable, TeacherMismatch, TVKDError
 from tvkd_shared.key import completion_keys
 from tvkd_shared.record import Record, column_names
-from tvkd_shared.store import Store
 from tvkd_shared.wire import (
     CompletionAnswer,
     ItemAnswer,
@@ -69,13 +68,14 @@ class Service:
         self._preparing = ThreadPoolExecutor(2, "prepare")
         metrics.queued_tokens.set_function(lambda: self.admission.queued)
         metrics.corrupt.set_function(lambda: store.corrupt)
-        store.add_teacher(teacher.info.id, teacher.info.model_dump(mode="json"))
+        store.add_teacher(teacher.info)
 
     async def potentials(self, request: PotentialsRequest) -> PotentialsAnswer:
         """Answer a request. Raises the errors of `tvkd_shared.errors`; what was computed before one is stored."""
         info = self.teacher.info
         if request.teacher_id not in (None, info.id):
             raise TeacherMismatch(f"teacher {request.teacher_id} was asked for; this server runs {info.id}")
+        check_temperatures(request.temperatures)
         work = await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, request)
         if request.cache == "skip":
             records, fresh = await self._skip_store(work, request.temperatures)
@@ -106,7 +106,7 @@ class Service:
             at = f"items[{index}]"
             tokens = self._tokenized(item, left, at) if isinstance(item, TextItem) else item
             prompt, completions = tokens.prompt_token_ids, tokens.completions
-            check(self.teacher.info, prompt, completions, request.temperatures, at)
+            self.teacher.check(prompt, completions, at)
             keys = completion_keys(self.teacher.info.id, prompt, completions)
             work.append(_Work(tokens, keys, isinstance(item, TextItem)))
             left -= work[-1].size
@@ -201,15 +201,19 @@ class Service:
         self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperatures: Sequence[float]
     ) -> list[Record]:
         with self.metrics.teacher_seconds.time():
-            scored = await self.teacher.score(prompt, completions, temperatures)
+            scored = await self.teacher.score(prompt, completions, column_names(temperatures))
         self.metrics.teacher_tokens.inc(len(prompt) + sum(map(len, completions)))
         return scored
 
     async def _look_up(self, keys: list[bytes], temperatures: Sequence[float]) -> dict[bytes, Record]:
         """Records that the store holds with every asked temperature."""
         with self.metrics.store_seconds.labels("get").time():
-            found = await asyncio.to_thread(self.store.get, keys, column_names(temperatures))
-        return {key: record for key, record in zip(keys, found, strict=True) if record is not None}
+            found = await asyncio.to_thread(self.store.get, keys, temperatures)
+        return {
+            key: record
+            for key, record in zip(keys, found, strict=True)
+            if record is not None and all(temperature in record.values for temperature in temperatures)
+        }
 
     async def store_info(self) -> StoreInfo:
         counts = await asyncio.to_thread(self.store.counts)

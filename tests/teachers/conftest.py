@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from small_models import Reference, save
+from small_models import Reference, load, save
 from tvkd_server.teachers.transformers_teacher import TransformersTeacher
 
 
@@ -32,7 +32,7 @@ def saved(tmp_path_factory) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def teacher(saved) -> Callable[..., TransformersTeacher]:
     """The teacher of an architecture, with the given settings."""
-    return functools.cache(lambda name, **settings: TransformersTeacher.load(saved(name), device="cpu", **settings))
+    return functools.cache(lambda name, **settings: load(saved(name), **settings))
 
 
 @pytest.fixture(scope="session")

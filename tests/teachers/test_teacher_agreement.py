@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from small_models import ARCHITECTURES, LONGEST, SHARED, UNSHARED, VOCABULARY, ask, assert_agrees, tokens
+from tvkd_shared.record import column_names
 
 TEMPERATURES = (0.1, 0.5, 1.0, 2.0, 10.0)
 
@@ -33,9 +34,9 @@ QUESTIONS = [
 def assert_all_agree(answers, questions, reference) -> None:
     for answer, (prompt, completions, temperatures) in zip(answers, questions, strict=True):
         assert len(answer) == len(completions)
-        for scored, completion in zip(answer, completions, strict=True):
-            assert scored.values.keys() == {1.0, *temperatures}
-            assert_agrees(scored, reference(prompt, completion))
+        for record, completion in zip(answer, completions, strict=True):
+            assert record.columns == column_names(temperatures)
+            assert_agrees(record, reference(prompt, completion))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -72,8 +73,8 @@ def test_any_questions_in_any_order_agree(architecture, teacher, reference, data
 
 
 def test_a_prompt_is_shared_wherever_the_cache_is_rows_of_keys_and_values(teacher):
-    assert all(teacher(architecture)._pass.shares_prompts for architecture in SHARED)
-    assert not any(teacher(architecture)._pass.shares_prompts for architecture in UNSHARED)
+    assert all(teacher(architecture)._pass._backbone.shares_prompts for architecture in SHARED)
+    assert not any(teacher(architecture)._pass._backbone.shares_prompts for architecture in UNSHARED)
 
 
 def test_a_prompt_is_read_once_for_all_its_completions_and_logits_are_made_for_their_states_only(teacher):
@@ -94,5 +95,5 @@ def test_a_value_does_not_depend_on_the_temperatures_asked_beside_it(teacher):
     question = (tokens(5, 1), [tokens(6, 2)], [0.5])
     alone = ask(teacher("llama"), question)[0][0]
     beside = ask(teacher("llama"), question, (tokens(4, 3), [tokens(6, 4)], [3.0, 0.7]))[0][0]
-    assert alone.values.keys() == beside.values.keys() == {0.5, 1.0}
-    np.testing.assert_allclose(alone.values[0.5], beside.values[0.5], rtol=0, atol=1e-5)
+    assert alone.columns == beside.columns == column_names([0.5])
+    np.testing.assert_allclose(alone.numbers, beside.numbers, rtol=0, atol=1e-5)

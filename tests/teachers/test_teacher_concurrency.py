@@ -5,17 +5,18 @@ import asyncio
 import pytest
 import torch
 
-from small_models import ask, assert_agrees, tokens
+from small_models import ask, assert_agrees, load, tokens
 from tvkd_server.teachers.transformers_teacher import TransformersTeacher
 from tvkd_shared.errors import TeacherUnavailable, TokenOutOfRange
+from tvkd_shared.record import column_names
 
-PROMPT, COMPLETION = tokens(6, 1), tokens(5, 2)
+PROMPT, COMPLETION, COLUMNS = tokens(6, 1), tokens(5, 2), column_names()
 
 
 @pytest.fixture
 def llama(saved) -> TransformersTeacher:
     """A teacher of the test's own, whose first layer may be given hooks."""
-    return TransformersTeacher.load(saved("llama"), device="cpu")
+    return load(saved("llama"))
 
 
 def on_each_read(llama, hook) -> None:
@@ -50,8 +51,8 @@ def test_out_of_memory_halves_the_micro_batch_until_it_fits(rows, llama, referen
         (tokens(6, k), [tokens(4, 10 * k), tokens(3, 10 * k + 1), tokens(2, 10 * k + 2)], [1.0]) for k in range(5)
     ]
     for answer, (prompt, completions, _) in zip(ask(llama, *questions), questions, strict=True):
-        for scored, completion in zip(answer, completions, strict=True):
-            assert_agrees(scored, reference("llama")(prompt, completion))
+        for record, completion in zip(answer, completions, strict=True):
+            assert_agrees(record, reference("llama")(prompt, completion))
 
 
 def test_what_does_not_fit_even_alone_is_refused_and_its_neighbours_are_answered(llama):
@@ -59,7 +60,7 @@ def test_what_does_not_fit_even_alone_is_refused_and_its_neighbours_are_answered
 
     async def both():
         return await asyncio.gather(
-            llama.score(tokens(30, 1), [COMPLETION], [1.0]), llama.score(PROMPT, [COMPLETION], [1.0]),
+            llama.score(tokens(30, 1), [COMPLETION], COLUMNS), llama.score(PROMPT, [COMPLETION], COLUMNS),
             return_exceptions=True,
         )  # fmt: skip
 
@@ -69,7 +70,7 @@ def test_what_does_not_fit_even_alone_is_refused_and_its_neighbours_are_answered
 
 
 def test_a_failed_micro_batch_fails_its_own_calls_in_one_line_and_the_teacher_goes_on(saved):
-    llama = TransformersTeacher.load(saved("llama"), device="cpu", max_batch_tokens=30)
+    llama = load(saved("llama"), max_batch_tokens=30)
 
     def fail_on_long(shape):
         if shape[1] == 30:
@@ -79,7 +80,7 @@ def test_a_failed_micro_batch_fails_its_own_calls_in_one_line_and_the_teacher_go
 
     async def both():
         return await asyncio.gather(
-            llama.score(tokens(30, 1), [COMPLETION], [1.0]), llama.score(PROMPT, [COMPLETION], [1.0]),
+            llama.score(tokens(30, 1), [COMPLETION], COLUMNS), llama.score(PROMPT, [COMPLETION], COLUMNS),
             return_exceptions=True,
         )  # fmt: skip
 
@@ -95,7 +96,7 @@ def test_a_cancelled_call_is_not_read_and_leaves_its_neighbours_alone(llama):
     on_each_read(llama, lambda shape: rows.append(shape[0]))
 
     async def cancel_one():
-        calls = [asyncio.create_task(llama.score(tokens(6, k), [COMPLETION], [1.0])) for k in range(3)]
+        calls = [asyncio.create_task(llama.score(tokens(6, k), [COMPLETION], COLUMNS)) for k in range(3)]
         await asyncio.sleep(0)
         calls[1].cancel()
         return await asyncio.gather(*calls, return_exceptions=True)
@@ -111,7 +112,7 @@ def test_a_call_cancelled_during_its_pass_leaves_its_neighbours_alone(llama):
     async def cancel_one():
         loop, reading = asyncio.get_running_loop(), asyncio.Event()
         on_each_read(llama, lambda _: loop.call_soon_threadsafe(reading.set))
-        calls = [asyncio.create_task(llama.score(tokens(6, k), [COMPLETION], [1.0])) for k in range(2)]
+        calls = [asyncio.create_task(llama.score(tokens(6, k), [COMPLETION], COLUMNS)) for k in range(2)]
         await reading.wait()
         calls[0].cancel()
         return await asyncio.gather(*calls, return_exceptions=True)
@@ -126,16 +127,16 @@ def test_a_bad_token_is_refused_before_it_joins_a_pass(llama):
 
 
 def test_a_closed_teacher_finishes_what_it_reads_and_refuses_the_rest(saved):
-    llama = TransformersTeacher.load(saved("llama"), device="cpu", max_batch_tokens=6)
+    llama = load(saved("llama"), max_batch_tokens=6)
 
     async def close_meanwhile():
         loop, reading = asyncio.get_running_loop(), asyncio.Event()
         on_each_read(llama, lambda _: loop.call_soon_threadsafe(reading.set))
-        calls = [asyncio.create_task(llama.score(tokens(6, k), [COMPLETION], [1.0])) for k in range(3)]
+        calls = [asyncio.create_task(llama.score(tokens(6, k), [COMPLETION], COLUMNS)) for k in range(3)]
         await reading.wait()
         await llama.close()
         with pytest.raises(TeacherUnavailable):
-            await llama.score(PROMPT, [COMPLETION], [1.0])
+            await llama.score(PROMPT, [COMPLETION], COLUMNS)
         return await asyncio.gather(*calls, return_exceptions=True)
 
     read, *waiting = asyncio.run(close_meanwhile())

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import small_models
 from tvkd_server.teachers.checkpoint import Checkpoint
-from tvkd_server.teachers.transformers_teacher import TransformersTeacher
+from tvkd_shared.key import teacher_id
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def directory(saved, tmp_path) -> Path:
 
 
 def load(directory, **settings):
-    return TransformersTeacher.load(directory, device="cpu", **settings).info
+    return small_models.load(directory, **settings).info
 
 
 def edit_config(directory, **changes) -> None:
@@ -98,3 +99,26 @@ def test_the_description_names_limits_and_engine(directory):
 
 def test_the_longest_sequence_is_read_under_the_architectures_own_name(saved):
     assert load(saved("gpt2")).longest_sequence == 96
+
+
+def test_the_id_of_known_weights_and_config_never_changes():
+    config = {
+        "model_type": "llama",
+        "vocab_size": 128,
+        "rope_parameters": {"rope_type": "default"},
+        "dtype": "bfloat16",
+    }
+    weights = "0123456789abcdef" * 2
+    assert teacher_id(weights, config, "float32", None) == "39fe6e91040eb44d1d41caaeca793125"
+    assert teacher_id(weights, config, "bfloat16", "fp8") == "a5c27d3e59f64509709b4c4f148ed00f"
+    quantized = config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    assert (
+        teacher_id(weights, quantized, "float16", quantized["quantization_config"])
+        == "a8c82cfe8fa6db421e4ac480763f9ec5"
+    )
+
+
+def test_a_teachers_id_is_made_of_its_weights_its_config_file_its_dtype_and_its_quantisation(directory):
+    checkpoint = Checkpoint.find(directory)
+    expected = teacher_id(checkpoint.weights_digest(), checkpoint.config, "float32", None)
+    assert load(directory).id == expected

@@ -2,34 +2,43 @@
 
 import pytest
 
-from tvkd_server.teachers.limits import check
+from small_models import LONGEST, VOCABULARY, ask, tokens
+from tvkd_server.teachers.teacher import check_temperatures
 from tvkd_shared.errors import InvalidRequest, SequenceTooLong, TemperatureNotServed, TokenOutOfRange
-from tvkd_shared.wire import TeacherInfo
-
-INFO = TeacherInfo(
-    id="0" * 32, name="t", dtype="float32", vocab_size=100, longest_sequence=10, engine="e", engine_version="1",
-    temperatures=(0.1, 10.0),
-)  # fmt: skip
 
 
-def test_every_token_of_the_vocabulary_and_the_longest_sequence_are_answered():
-    check(INFO, [0, 99], [[5] * 8, [1]], [0.1, 1.0, 10.0])
+def test_every_token_of_the_vocabulary_and_the_longest_sequence_are_answered(teacher):
+    teacher("llama").check([0, VOCABULARY - 1], [[5] * (LONGEST - 2), [1]])
 
 
 @pytest.mark.parametrize(
-    ("prompt", "completions", "temperatures", "error", "says"),
+    ("prompt", "completions", "error", "message"),
     [
-        ([1, 100], [[1]], [1.0], TokenOutOfRange, r"prompt_token_ids\[1\] is 100; .* 0 … 99"),
-        ([1], [[1], [2, -1]], [1.0], TokenOutOfRange, r"completions\[1\]\[1\] is -1"),
-        ([1] * 5, [[1], [2] * 6], [1.0], SequenceTooLong, r"completions\[1\] are 5 \+ 6 = 11 .* 10"),
-        ([1], [[1]], [1.0, 0.09], TemperatureNotServed, r"temperatures\[1\] is 0.09; served are 0.1 … 10"),
-        ([1], [[1]], [float("nan")], TemperatureNotServed, "is nan"),
-        ([], [[1]], [1.0], InvalidRequest, "prompt_token_ids is empty"),
-        ([1], [[1], []], [1.0], InvalidRequest, r"completions\[1\] is empty"),
-        ([1], [], [1.0], InvalidRequest, "no completion"),
+        ([1, 503], [[1]], TokenOutOfRange, r"prompt_token_ids\[1\] is 503; .* 0 … 502"),
+        ([1], [[1], [2, -1]], TokenOutOfRange, r"completions\[1\]\[1\] is -1"),
+        ([1] * 5, [[1], [2] * 92], SequenceTooLong, r"completions\[1\] are 5 \+ 92 = 97 .* 96"),
+        ([], [[1]], InvalidRequest, "prompt_token_ids is empty"),
+        ([1], [[1], []], InvalidRequest, r"completions\[1\] is empty"),
+        ([1], [], InvalidRequest, "no completion"),
     ],
 )
-def test_a_question_outside_the_limits_is_refused(prompt, completions, temperatures, error, says):
-    with pytest.raises(error, match=r"^items\[3\]: .*" + says) as caught:
-        check(INFO, prompt, completions, temperatures, "items[3]")
+def test_a_question_outside_the_limits_is_refused(prompt, completions, error, message, teacher):
+    with pytest.raises(error, match=r"^items\[3\]: .*" + message) as caught:
+        teacher("llama").check(prompt, completions, "items[3]")
     assert type(caught.value) is error and "\n" not in str(caught.value)
+    with pytest.raises(error, match=message):
+        ask(teacher("llama"), (prompt, completions, [1.0]))
+
+
+@pytest.mark.parametrize(("temperature", "message"), [(0.09, r"\[1\] is 0.09; .* 0.1 … 10"), (float("nan"), "is nan")])
+def test_a_temperature_outside_the_range_served_is_refused(temperature, message):
+    check_temperatures([0.1, 10.0])
+    with pytest.raises(TemperatureNotServed, match=message):
+        check_temperatures([1.0, temperature])
+
+
+def test_a_column_that_no_teacher_computes_does_not_reach_the_engine(teacher):
+    with pytest.raises(ValueError, match="no teacher computes column 'variance'"):
+        ask_columns = teacher("llama").score([1], [[2]], ["value_1", "variance"])
+        ask_columns.send(None)
+    assert ask(teacher("llama"), (tokens(3, 1), [[2]], [1.0]))

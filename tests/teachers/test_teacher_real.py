@@ -1,11 +1,8 @@
 """The same agreement on a real teacher, over real text."""
 
-import asyncio
-
 import pytest
 
-from small_models import Reference, assert_agrees
-from tvkd_server.teachers.transformers_teacher import TransformersTeacher
+from small_models import Reference, ask, assert_agrees, load
 from tvkd_shared.wire import Message, TextItem
 
 QUESTIONS = {
@@ -24,18 +21,13 @@ def test_values_of_a_real_teacher_agree_with_its_full_float32_logits():
     from tvkd.demo.teacher import teacher_directory
 
     directory = teacher_directory()
-    teacher, reference = TransformersTeacher.load(directory, device="cpu"), Reference(directory, "sdpa")
+    teacher, reference = load(directory), Reference(directory, "sdpa")
     items = [
         teacher.tokenize(TextItem(prompt=[Message(role="user", content=prompt)], completions=completions), 10**6)
         for prompt, completions in QUESTIONS.items()
     ]
 
-    async def all_at_once():
-        return await asyncio.gather(
-            *(teacher.score(item.prompt_token_ids, item.completions, [0.5, 2.0]) for item in items)
-        )
-
-    answers = asyncio.run(all_at_once())
+    answers = ask(teacher, *((item.prompt_token_ids, item.completions, [0.5, 2.0]) for item in items))
     for item, answer in zip(items, answers, strict=True):
-        for scored, completion in zip(answer, item.completions, strict=True):
-            assert_agrees(scored, reference(item.prompt_token_ids, completion))
+        for record, completion in zip(answer, item.completions, strict=True):
+            assert_agrees(record, reference(item.prompt_token_ids, completion))

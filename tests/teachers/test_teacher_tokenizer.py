@@ -18,13 +18,13 @@ def words(tiny_teacher):
 
 def test_text_is_taken_as_it_stands(tiny_teacher, words):
     item = TextItem(prompt="w9 w10", completions=[" w11", " w12 w13"])
-    tokens = Tokenizer.load(tiny_teacher).tokenize(item, 256, 1000)
+    tokens = Tokenizer(tiny_teacher).tokenize(item, 256, 1000)
     assert words.convert_ids_to_tokens(tokens.prompt_token_ids) == ["w9", "w10"]
     assert [words.convert_ids_to_tokens(ids) for ids in tokens.completions] == [["w11"], ["w12", "w13"]]
 
 
 def test_messages_go_through_the_chat_template_with_the_completion_as_the_answer(tiny_teacher, words):
-    tokens = Tokenizer.load(tiny_teacher).tokenize(TextItem(prompt=CHAT, completions=["w11"]), 256, 1000)
+    tokens = Tokenizer(tiny_teacher).tokenize(TextItem(prompt=CHAT, completions=["w11"]), 256, 1000)
     assert words.convert_ids_to_tokens(tokens.prompt_token_ids) == ["<user>", "w9", "w10", "<eos>", "\n", "<assistant>"]
     assert words.convert_ids_to_tokens(tokens.completions[0]) == ["w11", "<eos>", "\n"]
 
@@ -38,36 +38,36 @@ def test_messages_go_through_the_chat_template_with_the_completion_as_the_answer
 )
 def test_a_completion_that_cannot_be_divided_from_its_prompt_is_refused(item, says, tiny_teacher):
     with pytest.raises(InvalidRequest, match=says):
-        Tokenizer.load(tiny_teacher).tokenize(item, 256, 1000)
+        Tokenizer(tiny_teacher).tokenize(item, 256, 1000)
 
 
 def test_messages_are_refused_without_a_chat_template(tiny_teacher, words, tmp_path):
     words.chat_template = None
     words.save_pretrained(tmp_path)
     with pytest.raises(InvalidRequest, match="no chat template"):
-        Tokenizer.load(tmp_path).tokenize(TextItem(prompt=CHAT, completions=["w11"]), 256, 1000)
+        Tokenizer(tmp_path).tokenize(TextItem(prompt=CHAT, completions=["w11"]), 256, 1000)
 
 
 def test_text_is_refused_without_a_tokenizer(tmp_path):
-    tokenizer = Tokenizer.load(save("llama", tmp_path))
+    tokenizer = Tokenizer(save("llama", tmp_path))
     assert tokenizer.digest is None and tokenizer.chat_template_digest is None
     with pytest.raises(InvalidRequest, match="without a tokenizer; send token ids"):
         tokenizer.tokenize(TextItem(prompt="w9", completions=[" w10"]), 256, 1000)
 
 
 def test_the_digests_tell_tokenizers_and_templates_apart(tiny_teacher, words, tmp_path):
-    before = Tokenizer.load(tiny_teacher)
+    before = Tokenizer(tiny_teacher)
     words.chat_template += " "
     words.save_pretrained(tmp_path / "template")
     words.add_tokens(["w128"])
     words.save_pretrained(tmp_path / "token")
-    other_template, other_token = Tokenizer.load(tmp_path / "template"), Tokenizer.load(tmp_path / "token")
+    other_template, other_token = Tokenizer(tmp_path / "template"), Tokenizer(tmp_path / "token")
     assert before.digest == other_template.digest != other_token.digest
     assert before.chat_template_digest != other_template.chat_template_digest == other_token.chat_template_digest
 
 
 def test_a_long_prompt_is_refused_before_its_completions_are_tokenised(tiny_teacher):
-    tokenizer = Tokenizer.load(tiny_teacher)
+    tokenizer = Tokenizer(tiny_teacher)
     with pytest.raises(SequenceTooLong, match="300 tokens"):
         tokenizer.tokenize(TextItem(prompt="w9 " * 300, completions=["w10"] * 10_000), 256, 10**9)
     with pytest.raises(PayloadTooLarge, match="10,000 completions"):

@@ -3,6 +3,8 @@
 import asyncio
 import os
 
+from small_models import score_all
+
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
@@ -11,9 +13,10 @@ class RunningEngine:
     """The engine belongs to the event loop that first used it, so one loop runs all its questions."""
 
     def __init__(self, directory, **settings):
+        from tvkd_server.settings import ServeSettings
         from tvkd_server.teachers.vllm_teacher import VLLMTeacher
 
-        self.teacher = VLLMTeacher.load(directory, **settings)
+        self.teacher = VLLMTeacher.load(ServeSettings(model=str(directory), engine="vllm", **settings))
         self._loop = asyncio.new_event_loop()
 
     def run(self, coroutine):
@@ -22,10 +25,7 @@ class RunningEngine:
     def ask(self, *questions):
         """Answers to (prompt, completions, temperatures) asked all at once, or the error of each."""
 
-        async def together():
-            return await asyncio.gather(*(self.teacher.score(*q) for q in questions), return_exceptions=True)
-
-        return self.run(together())
+        return self.run(score_all(self.teacher, questions, return_exceptions=True))
 
     def close(self):
         self.run(self.teacher.close())

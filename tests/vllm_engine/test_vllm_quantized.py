@@ -51,7 +51,7 @@ def quantize(directory: Path, quantized: Path) -> None:
 def test_a_quantised_checkpoint_with_a_quantised_head_answers_its_own_values(tmp_path):
     plain, quantized = save("llama", tmp_path / "plain"), tmp_path / "quantized"
     quantize(plain, quantized)
-    engine = RunningEngine(quantized, engine_arguments={"block_size": 32})
+    engine = RunningEngine(quantized, engine_args={"block_size": 32})
     reference = Reference(plain)
     questions = [(tokens(length, length), [tokens(20, 1), tokens(9, 2)], [0.5]) for length in (3, 40, 70)]
     answers, info = engine.ask(*questions), engine.teacher.info

@@ -23,7 +23,7 @@ def test_values_of_a_real_teacher_under_vllm_agree_with_its_full_float32_logits(
     from tvkd.demo.teacher import teacher_directory
 
     directory = teacher_directory()
-    engine = RunningEngine(directory, max_num_batched_tokens=64, max_model_len=512, engine_arguments={"block_size": 32})
+    engine = RunningEngine(directory, max_num_batched_tokens=64, max_model_len=512, engine_args={"block_size": 32})
     reference = Reference(directory, "sdpa")
     items = [
         engine.teacher.tokenize(TextItem(prompt=[Message(role="user", content=prompt)], completions=completions), 10**6)

@@ -52,12 +52,12 @@ def test_an_engine_argument_that_could_change_a_value_is_refused_with_what_to_do
     assert name in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-NO_VLLM = """
+PRETEND = """
 import importlib.metadata
 real = importlib.metadata.version
 def version(name):
     if name.startswith("vllm"):
-        raise importlib.metadata.PackageNotFoundError(name)
+        {outcome}
     return real(name)
 importlib.metadata.version = version
 """
@@ -70,11 +70,19 @@ def serve(tmp_path, *flags, **environment):
     )  # fmt: skip
 
 
-def test_a_server_without_vllm_says_in_one_line_what_to_install(tiny_teacher, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(NO_VLLM)
-    done = serve(tmp_path, "--model", tiny_teacher, "--engine", "vllm", PYTHONPATH=str(tmp_path))
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        ("raise importlib.metadata.PackageNotFoundError(name)", "vLLM is not installed; run: pip install"),
+        ("return '0.99.0'", "vllm 0.99.0 is not supported, its private interface moves; install vllm<"),
+    ],
+)
+def test_a_server_without_a_supported_vllm_says_in_one_line_what_to_install(outcome, message, tiny_teacher, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(PRETEND.format(outcome=outcome))
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = serve(tmp_path, "--model", tiny_teacher, "--engine", "vllm", PYTHONPATH=path)
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 2 and last.startswith("tvkd serve: vLLM is not installed; run: pip install")
+    assert done.returncode == 2 and last.startswith(f"tvkd serve: {message}")
 
 
 def test_serving_with_transformers_imports_no_vllm(tiny_teacher, tmp_path):

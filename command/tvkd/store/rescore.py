@@ -10,11 +10,13 @@ import numpy as np
 
 from tvkd_client.dataset import load_preferences
 from tvkd_client.preference_tokens import load_tokenizer, tokenize_preferences
+from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.checkpoint import Checkpoint
+from tvkd_server.teachers.teacher import Teacher
 from tvkd_server.teachers.transformers_teacher import TransformersTeacher
 from tvkd_shared.errors import InvalidRequest, NotCached, TeacherMismatch
 from tvkd_shared.key import completion_keys, teacher_id
-from tvkd_shared.record import Record
+from tvkd_shared.record import Record, column_names
 from tvkd_shared.store import StoreReader
 from tvkd_shared.store.certificate import Certificate, write_certificate
 
@@ -45,7 +47,7 @@ def rescore(
     """
     teacher = _teacher(store, model)
     sample = _sample(store, _questions(dataset, tokenizer, split, teacher), sequences, seed)
-    again = TransformersTeacher.load(model, dtype="float32", device="cpu")
+    again = TransformersTeacher.load(ServeSettings(model=model, dtype="float32", device="cpu"))
     errors = asyncio.run(_errors(again, store, progress(sample)))
     certificate = Certificate(
         teacher=teacher,
@@ -97,14 +99,14 @@ def _sample(store: StoreReader, questions: list[Question], sequences: int, seed:
     )
 
 
-async def _errors(teacher: TransformersTeacher, store: StoreReader, sample: Iterable[Question]) -> np.ndarray:
+async def _errors(teacher: Teacher, store: StoreReader, sample: Iterable[Question]) -> np.ndarray:
     """|stored − computed again| of every number of the sample, float64."""
     errors = []
     for prompt, completion, key in sample:
         (record,) = store.get([key])
         if record is None:
             raise InvalidRequest("a value went missing while it was computed again; run `tvkd store verify`")
-        (scored,) = await teacher.score(prompt, [completion], [1.0])
+        (scored,) = await teacher.score(prompt, [completion], column_names())
         before, after = _numbers(record), _numbers(scored)
         errors.append(np.abs(before - after))
     await teacher.close()

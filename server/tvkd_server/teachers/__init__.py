@@ -1,1 +1,1 @@
-"""Teachers: one interface, several engines."""
+"""Teachers: one base class, two engines."""

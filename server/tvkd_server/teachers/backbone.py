@@ -1,24 +1,17 @@
-"""Hidden states of completions: the prompt read once, its completions after it, nothing read that is not needed."""
+"""Hidden states of completions: a prompt is read once, and each of its completions after it."""
 
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One prompt, its completions (token ids), and the temperatures asked for; 1.0 is among them."""
-
-    prompt: list[int]
-    completions: list[list[int]]
-    temperatures: tuple[float, ...]
-
+from tvkd_server.teachers.teacher import Question
 
 Item = TypeVar("Item")
 
@@ -41,21 +34,22 @@ class States:
 class Backbone:
     """The model's layers below its LM head, and whether they can read a prompt once for all its completions.
 
-    `shares_prompts` is false for state-space and other layers whose cache is no row of keys and values, for models that
-    take no positions, and for RoPE whose frequencies depend on the batch's longest sequence: each completion is then
-    read with its prompt, right-padded or alone, which any causal model does correctly.
+    `shares_prompts` is false for layers whose cache is not rows of keys and values (state-space layers and others), for
+    models that take no positions, and for RoPE whose frequencies depend on the batch's longest sequence. Each
+    completion is then read with its prompt, right-padded or alone, which any causal model does correctly.
     """
 
     def __init__(self, model: Any, longest: int) -> None:
         self._forward = model.base_model
         self._device = model.device
         self._longest = longest
-        self._alone = "longrope" in _rope_types(model.config.get_text_config(decoder=True))
-        self.shares_prompts = not self._alone and self._can_share()
+        rope = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None)
+        self._one_at_a_time = "longrope" in str(rope)  # a dict, or one for each type of layer
+        self.shares_prompts = not self._one_at_a_time and self._can_share()
 
     def _can_share(self) -> bool:
         config = self._forward.config.get_text_config(decoder=True)
-        # A chunk's borders fall on absolute places of a row, and left padding moves them.
+        # Chunks begin at fixed places of a row, and left padding would move them.
         chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
         positions = "position_ids" in inspect.signature(self._forward.forward).parameters
         if chunked or not positions:
@@ -75,78 +69,70 @@ class Backbone:
     def _shared(self, questions: Sequence[Question], max_tokens: int) -> Iterator[States]:
         prompts_N = torch.tensor([len(question.prompt) for question in questions])
         width = int(prompts_N.max())
-        ids_NP = _padded([question.prompt for question in questions], left=True)
-        places_P = torch.arange(width)
-        # Prompts end where completions begin, so that windows and positions run on across the border.
-        mask_NP = (places_P >= width - prompts_N[:, None]).to(self._device)
-        positions_NP = (places_P - (width - prompts_N[:, None])).clamp(min=0)
+        # Prompts are padded on the left, so that windows and positions continue into the completions.
+        positions_NP = torch.arange(width) - (width - prompts_N[:, None])
+        mask_NP = (positions_NP >= 0).long().to(self._device)
         output = self.read(
-            ids_NP, attention_mask=mask_NP.long(), position_ids=positions_NP.to(self._device), use_cache=True
+            _padded([question.prompt for question in questions], left=True),
+            attention_mask=mask_NP,
+            position_ids=positions_NP.clamp(min=0).to(self._device),
+            use_cache=True,
         )
-        border_ND = output.last_hidden_state[:, -1].clone()
-        cache = output.past_key_values
+        first_state_ND, cache = output.last_hidden_state[:, -1].clone(), output.past_key_values
         del output
-        for rows in _groups(questions, max_tokens, prefix=width):
-            completions = [questions[question].completions[index] for question, index in rows]
-            question_R = torch.tensor([question for question, _ in rows])
+        for rows in _groups(questions, max_tokens, width):
+            completions = [questions[number].completions[index] for number, index in rows]
+            number_R = torch.tensor([number for number, _ in rows])
             ids_RT = _padded(completions)
-            ones_RT = torch.ones_like(ids_RT).to(self._device)
-            positions_RT = prompts_N[question_R][:, None] + torch.arange(ids_RT.shape[1])
-            on_device_R = question_R.to(self._device)
+            positions_RT = prompts_N[number_R][:, None] + torch.arange(ids_RT.shape[1])
+            number_R = number_R.to(self._device)
             hidden_RTD = self.read(
                 ids_RT,
-                # Padding at the end is left visible: no real token looks forward, and no row is masked throughout.
-                attention_mask=torch.cat([mask_NP[on_device_R].long(), ones_RT], 1),
+                # Padding at the end needs no mask: no real token looks forward, and no row is masked throughout.
+                attention_mask=torch.cat([mask_NP[number_R], torch.ones_like(ids_RT).to(self._device)], 1),
                 position_ids=positions_RT.clamp(max=self._longest - 1).to(self._device),
-                past_key_values=_rows_of(cache, on_device_R),
+                past_key_values=_rows_of(cache, number_R),
                 use_cache=True,
             ).last_hidden_state
-            hidden_RSD = torch.cat([border_ND[on_device_R][:, None], hidden_RTD], 1)
-            yield self._real_states(rows, completions, hidden_RSD)
+            hidden_RSD = torch.cat([first_state_ND[number_R][:, None], hidden_RTD], 1)
+            yield self._states(rows, hidden_RSD, [0] * len(rows), completions)
 
     def _unshared(self, questions: Sequence[Question], max_tokens: int) -> Iterator[States]:
-        for rows in _groups(questions, max_tokens, whole=True, alone=self._alone):
-            completions = [questions[question].completions[index] for question, index in rows]
-            prompts = [questions[question].prompt for question, _ in rows]
+        for rows in _groups(questions, 0 if self._one_at_a_time else max_tokens):
+            completions = [questions[number].completions[index] for number, index in rows]
+            prompts = [questions[number].prompt for number, _ in rows]
             ids_RL = _padded([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
             hidden_RLD = self.read(ids_RL, use_cache=False).last_hidden_state
-            longest = max(map(len, completions)) + 1
-            # A row's states, moved to begin at 0; what is beyond the row is dropped with the other padding.
-            starts_R = torch.tensor([len(prompt) - 1 for prompt in prompts])
-            places_RS = (starts_R[:, None] + torch.arange(longest)).clamp(max=ids_RL.shape[1] - 1).to(self._device)
-            hidden_RSD = hidden_RLD.gather(1, places_RS[..., None].expand(-1, -1, hidden_RLD.shape[-1]))
-            yield self._real_states(rows, completions, hidden_RSD)
+            yield self._states(rows, hidden_RLD, [len(prompt) - 1 for prompt in prompts], completions)
 
-    def _real_states(self, rows: list[Row], completions: list[list[int]], hidden_RSD: Tensor) -> States:
-        lengths_R = torch.tensor([len(completion) for completion in completions])
-        real_RS = torch.arange(hidden_RSD.shape[1]) <= lengths_R[:, None]
-        actions_RS = _padded([[*completion, 0] for completion in completions])
-        hidden_SD = hidden_RSD[real_RS.to(self._device)]
-        return States(rows, hidden_SD, actions_RS[real_RS].to(self._device))
+    def _states(self, rows: list[Row], hidden_RLD: Tensor, starts: list[int], completions: list[list[int]]) -> States:
+        """The T + 1 states of each row from its start on, without padding."""
+        starts_R, lengths_R = torch.tensor(starts), torch.tensor(list(map(len, completions)))
+        steps_RL = torch.arange(hidden_RLD.shape[1]) - starts_R[:, None]
+        scored_RL = (steps_RL >= 0) & (steps_RL <= lengths_R[:, None])
+        actions_S = torch.tensor([token for completion in completions for token in (*completion, 0)])
+        return States(rows, hidden_RLD[scored_RL.to(self._device)], actions_S.to(self._device))
 
 
 def micro_batches(questions: Sequence[Question], max_tokens: int) -> list[list[int]]:
-    """Indices of the questions in groups of like prompt length, at most `max_tokens` padded prompt tokens or one."""
-    order = sorted(range(len(questions)), key=lambda index: len(questions[index].prompt))
-    return _filled([(index, len(questions[index].prompt)) for index in order], max_tokens)
+    """Indices of the questions in groups of similar prompt length, at most `max_tokens` padded prompt tokens or one."""
+    return _packed([(index, len(question.prompt)) for index, question in enumerate(questions)], max_tokens)
 
 
-def _groups(
-    questions: Sequence[Question], max_tokens: int, *, prefix: int = 0, whole: bool = False, alone: bool = False
-) -> Iterator[list[Row]]:
-    """Rows of like length: `prefix` padded tokens stand before each completion, or its own prompt if `whole`."""
+def _groups(questions: Sequence[Question], max_tokens: int, prefix: int | None = None) -> list[list[Row]]:
+    """Rows of similar length: before each completion stand `prefix` padded tokens, or its own prompt."""
     sized = [
-        ((number, index), prefix + len(completion) + (len(question.prompt) if whole else 0))
+        ((number, index), len(completion) + (len(question.prompt) if prefix is None else prefix))
         for number, question in enumerate(questions)
         for index, completion in enumerate(question.completions)
     ]
-    yield from _filled(sorted(sized, key=lambda row: row[1]), 0 if alone else max_tokens)
+    return _packed(sized, max_tokens)
 
 
-def _filled(sized: Sequence[tuple[Item, int]], max_tokens: int) -> list[list[Item]]:
-    """Groups in order of rising size whose number × largest size stays within `max_tokens`, of one item at least."""
+def _packed(sized: Sequence[tuple[Item, int]], max_tokens: int) -> list[list[Item]]:
+    """Groups in order of size whose number × largest size stays within `max_tokens`, of at least one item."""
     groups: list[list[Item]] = []
-    for item, size in sized:
+    for item, size in sorted(sized, key=itemgetter(1)):
         if not groups or (len(groups[-1]) + 1) * size > max_tokens:
             groups.append([])
         groups[-1].append(item)
@@ -162,13 +148,7 @@ def _padded(sequences: Sequence[Sequence[int]], *, left: bool = False) -> Tensor
 
 def _rows_of(cache: DynamicCache, rows_R: Tensor) -> DynamicCache:
     """The cache with its rows selected and repeated; the original keeps its own."""
-    taken = copy.copy(cache)
-    taken.layers = [copy.copy(layer) for layer in cache.layers]
-    taken.batch_select_indices(rows_R)
-    return taken
-
-
-def _rope_types(config: Any) -> set[str]:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [parameters, *(entry for entry in parameters.values() if isinstance(entry, dict))]
-    return {entry["rope_type"] for entry in nested if "rope_type" in entry}
+    selection = copy.copy(cache)
+    selection.layers = [copy.copy(layer) for layer in cache.layers]
+    selection.batch_select_indices(rows_R)
+    return selection

