@@ -7,16 +7,13 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 
 from tvkd_server import problem, routes
-from tvkd_server.body_limit import BodyLimit
-from tvkd_server.draining import Draining
-from tvkd_server.metering import Metering
+from tvkd_server.exchange import Exchange
 from tvkd_server.metrics import Metrics
 from tvkd_server.readiness import Readiness
 from tvkd_server.service import Service
 from tvkd_server.settings import ServeSettings
+from tvkd_server.store import open_store
 from tvkd_server.teachers.teacher import Teacher
-from tvkd_server.writer import GroupCommit
-from tvkd_shared.store import open_store
 
 
 def create_app(
@@ -34,21 +31,7 @@ def create_app(
     def open_service() -> Service:
         store = open_store(settings.store, seal_bytes=settings.seal_bytes, mantissa_bits=settings.mantissa_bits)
         try:
-            teacher = load_teacher()
-            commit = GroupCommit(
-                store,
-                teacher.info.id,
-                seconds=settings.publish_seconds if store.remote else 0.0,
-                most_bytes=settings.seal_bytes,
-            )
-            return Service(
-                teacher,
-                store,
-                commit,
-                metrics,
-                max_queued_tokens=settings.max_queued_tokens,
-                max_request_tokens=settings.max_request_tokens,
-            )
+            return Service(load_teacher(), store, settings, metrics)
         except BaseException:
             store.close()
             raise
@@ -68,9 +51,7 @@ def create_app(
     app.state.token = token = settings.bearer_token()
     app.state.metrics = metrics
     app.state.readiness = readiness
-    app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
-    app.add_middleware(Draining, readiness=readiness)
-    app.add_middleware(Metering, metrics=metrics)
+    app.add_middleware(Exchange, max_bytes=settings.max_request_bytes, readiness=readiness, metrics=metrics)
     problem.install(app)
     app.include_router(routes.v1, dependencies=[Depends(routes.authorized)] if token else [])
     app.include_router(routes.operations)

@@ -1,45 +1,72 @@
-"""Single flight: a key is computed by one request at a time, and whoever asks for it meanwhile waits for that one."""
+"""Single flight: a key is looked up and computed by one request at a time; all others that ask for it wait for that."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
+
+from tvkd_shared.errors import Overloaded
+from tvkd_shared.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """A record and whether the teacher computed it for this flight; otherwise the store had it."""
+
+    record: Record
+    computed: bool
+
+
+Flight = asyncio.Future[Landing]
 
 
 class Flights:
     def __init__(self) -> None:
-        self._flying: dict[bytes, asyncio.Future[None]] = {}
+        self._flights: dict[tuple[bytes, tuple[str, ...]], Flight] = {}
 
-    def claim(self, keys: Iterable[bytes]) -> "Claim":
-        """Divide the keys into those that nobody computes, which are the caller's from now on, and the others."""
-        wanted = list(dict.fromkeys(keys))
-        theirs = {key: self._flying[key] for key in wanted if key in self._flying}
-        claim = Claim(self._flying, [key for key in wanted if key not in theirs], theirs)
-        self._flying.update(dict.fromkeys(claim.mine, claim.landed))
-        return claim
+    def claim(self, keys: Iterable[bytes], columns: tuple[str, ...]) -> "Claim":
+        """Divide keys into those that are the caller's from now on, and those that another request is busy with."""
+        create = asyncio.get_running_loop().create_future
+        own, others = dict[bytes, Flight](), dict[bytes, Flight]()
+        for key in keys:
+            flight = self._flights.get((key, columns))
+            if flight is None:
+                own[key] = self._flights[key, columns] = create()
+                own[key].add_done_callback(lambda _, name=(key, columns): self._flights.pop(name))
+            elif key not in own:
+                others[key] = flight
+        return Claim(own, others)
 
 
 class Claim:
-    """Keys that one request computes, and those that it waits for. Leaving it as a context lands its own."""
+    """Keys that one request answers for all, and those that it waits for. Used as a context, it lets no key hang.
 
-    def __init__(
-        self, flying: dict[bytes, asyncio.Future[None]], mine: list[bytes], theirs: dict[bytes, asyncio.Future[None]]
-    ) -> None:
-        self.mine = mine
-        self.theirs = theirs
-        self.landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._flying = flying
+    An error that ends the context reaches everyone who waits. After a cancellation, or a refusal for overload, which is
+    about this request and not about the key, those who wait claim the key themselves.
+    """
 
-    def land(self, error: BaseException | None = None) -> None:
-        """Give the keys free. An error is everyone's who waits; after a cancellation the next one tries again."""
-        if self.landed.done():
-            return
-        for key in self.mine:
-            del self._flying[key]
-        if isinstance(error, Exception):
-            self.landed.set_exception(error)
-            self.landed.exception()  # read once, so that asyncio does not warn when nobody waits
-        else:
-            self.landed.set_result(None)
+    def __init__(self, own: dict[bytes, Flight], others: dict[bytes, Flight]) -> None:
+        self._own, self._others = own, others
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The caller's keys."""
+        return list(self._own)
+
+    def land(self, landings: Mapping[bytes, Landing]) -> None:
+        for key, landing in landings.items():
+            self._own[key].set_result(landing)
+
+    def fail(self, keys: Iterable[bytes], error: Exception) -> None:
+        for key in keys:
+            self._own[key].set_exception(error)
+            self._own[key].exception()  # read once, so that asyncio does not warn when nobody waits
+
+    async def others(self) -> dict[bytes, Landing]:
+        """What others landed, without the keys that they gave up. Raises the error of a flight that failed."""
+        if self._others:
+            await asyncio.wait(self._others.values())
+        return {key: flight.result() for key, flight in self._others.items() if not flight.cancelled()}
 
     def __enter__(self) -> "Claim":
         return self
@@ -47,11 +74,8 @@ class Claim:
     def __exit__(
         self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        self.land(error)
-
-    async def others(self) -> None:
-        """Wait for the keys of others. Raises the error of one that failed."""
-        if self.theirs:
-            await asyncio.wait(set(self.theirs.values()))
-            for flight in self.theirs.values():
-                flight.result()
+        flying = [key for key, flight in self._own.items() if not flight.done()]
+        if isinstance(error, Exception) and not isinstance(error, Overloaded):
+            self.fail(flying, error)
+        for key in flying:
+            self._own[key].cancel()

@@ -4,13 +4,12 @@ import logging
 import math
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tvkd_shared.errors import InvalidRequest, TVKDError
-from tvkd_shared.wire import Problem, first_mistake
+from tvkd_shared.errors import TVKDError
+from tvkd_shared.wire import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +53,6 @@ def install(app: FastAPI) -> None:
         if error.status >= 500 and error.retry_after is None:
             logger.error("%s: %s", error.code, error)
         return problem_response(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def _malformed(request: Request, error: RequestValidationError) -> Response:
-        if "json" not in request.headers.get("content-type", ""):
-            return problem_response(InvalidRequest("send the request as `Content-Type: application/json`"))
-        return problem_response(InvalidRequest(first_mistake(error.errors())))
 
     @app.exception_handler(HTTPException)
     async def _http(_request: Request, error: HTTPException) -> Response:

@@ -1,5 +1,6 @@
 """The HTTP interface: what is asked of whom. The work is done by the service."""
 
+import asyncio
 import hmac
 from typing import Annotated, Any
 
@@ -7,9 +8,11 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from tvkd_server.media_types import ARROW, JSON, codec_of_answer, codec_of_request
 from tvkd_server.service import Service
-from tvkd_shared.errors import BY_CODE, Unauthorized
-from tvkd_shared.wire import PotentialsAnswer, PotentialsRequest, Problem, StoreInfo, TeacherInfo
+from tvkd_shared.errors import BY_CODE, InvalidRequest, Unauthorized
+from tvkd_shared.json_codec import answer_model
+from tvkd_shared.wire import PotentialsRequest, Problem, StoreInfo, TeacherInfo, TextItem
 
 PROBLEM: dict[str, Any] = {"model": Problem, "content": {"application/problem+json": {}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {error.status: PROBLEM for error in BY_CODE.values()}
@@ -36,10 +39,38 @@ v1 = APIRouter(prefix="/v1", responses=PROBLEMS)
 operations = APIRouter()
 
 
-@v1.post("/potentials", response_model_exclude_none=True, responses={400: PROBLEM})
-async def potentials(request: PotentialsRequest, service: Ready) -> PotentialsAnswer:
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A JSON schema with its definitions where they are referred to: OpenAPI keeps them in another place."""
+    if isinstance(schema, list):
+        return [_inlined(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(part, definitions) for name, part in schema.items() if name != "$defs"}
+
+
+_SCHEMA = PotentialsRequest.model_json_schema()
+_STREAM = {"schema": {"type": "string", "format": "binary", "description": "Arrow IPC stream, see docs/server.md"}}
+_REQUEST = {"content": {JSON: {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"])}, ARROW: _STREAM}, "required": True}
+
+
+@v1.post(
+    "/potentials",
+    response_class=Response,
+    responses={200: {"model": answer_model(), "content": {ARROW: _STREAM}}, 400: PROBLEM},
+    openapi_extra={"requestBody": _REQUEST},
+)
+async def potentials(request: Request, service: Ready) -> Response:
     """Values of each completion after each prompt: from the store, else from the teacher and then stored."""
-    return await service.potentials(request)
+    reading = codec_of_request(request.headers.get("content-type", ""))
+    writing = codec_of_answer(request.headers.get("accept", ""))
+    question: PotentialsRequest = await asyncio.to_thread(reading.decode_request, await request.body())
+    if writing.MEDIA_TYPE == ARROW and any(isinstance(item, TextItem) for item in question.items):
+        raise InvalidRequest(f"text items are answered as JSON alone; send `Accept: {JSON}`, or token ids")
+    answer = await service.potentials(question)
+    content = await asyncio.to_thread(writing.encode_answer, answer)
+    return Response(content, media_type=writing.MEDIA_TYPE)
 
 
 @v1.get("/teacher")

@@ -1,18 +1,21 @@
-"""The way of a request: look-up, admission, single flight, teacher, store, answer."""
+"""The way of a request: claim, look-up, admission, teacher, store, answer."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from tvkd_server.admission import Admission
-from tvkd_server.flights import Claim, Flights
+from tvkd_server.flights import Claim, Flights, Landing
 from tvkd_server.metrics import Metrics
+from tvkd_server.settings import ServeSettings
 from tvkd_server.store import Store
-from tvkd_server.teachers.teacher import Teacher, check_temperatures
+from tvkd_server.teachers.limits import check
+from tvkd_server.teachers.teacher import Teacher
 from tvkd_server.writer import GroupCommit
-from tvkd_shared.errors import NotCached, PayloadTooLarge, StoreUnavailable, TeacherMismatch, TVKDError
-from tvkd_shared.key import completion_keys
+from tvkd_shared.errors import NotCached, PayloadTooLarge, TeacherMismatch, TVKDError
+from tvkd_shared.key import completion_keys, token_array
 from tvkd_shared.record import Record, column_names
 from tvkd_shared.wire import (
     CompletionAnswer,
@@ -26,194 +29,168 @@ from tvkd_shared.wire import (
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """One item of a request with the keys of its completions."""
+class _Item:
+    """One item of a request: token ids as uint32 arrays, and the keys of its completions."""
 
-    tokens: TokenItem
+    prompt: Any
+    completions: list[Any]
     keys: list[bytes]
-    from_text: bool
+    is_text: bool
 
     @property
     def size(self) -> int:
         """Tokens that were sent: the prompt once, or as often as it was tokenised, and each completion."""
-        times = len(self.keys) if self.from_text else 1
-        return times * len(self.tokens.prompt_token_ids) + sum(map(len, self.tokens.completions))
+        times = len(self.keys) if self.is_text else 1
+        return times * len(self.prompt) + sum(map(len, self.completions))
 
-    def cost(self, missing: set[bytes]) -> int:
-        """Tokens the teacher reads for the missing completions: the prompt once, each completion."""
-        lengths = {key: len(ids) for key, ids in zip(self.keys, self.tokens.completions, strict=True)}
-        wanted = [length for key, length in lengths.items() if key in missing]
-        return len(self.tokens.prompt_token_ids) + sum(wanted) if wanted else 0
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What the teacher is asked: a prompt, and by key the completions after it, each once in a request."""
+
+    prompt: list[int]
+    completions: dict[bytes, list[int]]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt) + sum(map(len, self.completions.values()))
 
 
 class Service:
-    def __init__(
-        self,
-        teacher: Teacher,
-        store: Store,
-        commit: GroupCommit,
-        metrics: Metrics,
-        *,
-        max_queued_tokens: int,
-        max_request_tokens: int,
-    ) -> None:
+    """Answers requests from one store, and with one teacher what the store lacks."""
+
+    def __init__(self, teacher: Teacher, store: Store, settings: ServeSettings, metrics: Metrics) -> None:
         self.teacher = teacher
         self.store = store
-        self.max_request_tokens = max_request_tokens
-        self.admission = Admission(max_queued_tokens)
         self.metrics = metrics
-        self._commit = commit
+        self._settings = settings
+        self._admission = Admission(settings.max_queued_tokens)
+        self._commit = GroupCommit(store, teacher.info.id, settings)
         self._flights = Flights()
         # Threads of its own, so that tokenising long texts keeps no look-up waiting.
         self._preparing = ThreadPoolExecutor(2, "prepare")
-        metrics.queued_tokens.set_function(lambda: self.admission.queued)
+        metrics.queued_tokens.set_function(lambda: self._admission.queued)
         metrics.corrupt.set_function(lambda: store.corrupt)
-        store.add_teacher(teacher.info)
+        store.add_teacher(teacher.info.id, teacher.info.model_dump())
 
     async def potentials(self, request: PotentialsRequest) -> PotentialsAnswer:
         """Answer a request. Raises the errors of `tvkd_shared.errors`; what was computed before one is stored."""
         info = self.teacher.info
         if request.teacher_id not in (None, info.id):
             raise TeacherMismatch(f"teacher {request.teacher_id} was asked for; this server runs {info.id}")
-        check_temperatures(request.temperatures)
-        work = await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, request)
+        items = await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, request)
+        keys = list(dict.fromkeys(key for item in items for key in item.keys))
+        columns = column_names(request.temperatures)
         if request.cache == "skip":
-            records, fresh = await self._skip_store(work, request.temperatures)
+            landings = await self._without_store(items, keys, columns)
+        elif request.cache == "only":
+            landings = await self._only_store(keys, columns)
         else:
-            records, fresh = await self._through_store(work, request)
+            landings = await self._through_store(items, keys, columns)
         return PotentialsAnswer(
-            teacher_id=info.id,
-            temperatures=request.temperatures,
-            items=[
-                ItemAnswer(
-                    prompt_tokens=item.tokens.prompt_token_ids if item.from_text else None,
-                    completions=[
-                        _answer(
-                            request, key, records[key], cached=key not in fresh, tokens=ids if item.from_text else None
-                        )
-                        for key, ids in zip(item.keys, item.tokens.completions, strict=True)
-                    ],
-                )
-                for item in work
-            ],
+            info.id, request.temperatures, request.columns(), [_answer(item, landings, request) for item in items]
         )
 
-    def _prepare(self, request: PotentialsRequest) -> list[_Work]:
+    def _prepare(self, request: PotentialsRequest) -> list[_Item]:
         """Tokenise and check every item before the teacher sees one."""
-        work: list[_Work] = []
-        left = self.max_request_tokens
+        most = self._settings.max_request_tokens
+        items: list[_Item] = []
+        remaining = most
         for index, item in enumerate(request.items):
-            at = f"items[{index}]"
-            tokens = self._tokenized(item, left, at) if isinstance(item, TextItem) else item
-            prompt, completions = tokens.prompt_token_ids, tokens.completions
-            self.teacher.check(prompt, completions, at)
+            place = f"items[{index}]"
+            tokens = self._tokenize(item, remaining, place) if isinstance(item, TextItem) else item
+            prompt = token_array(tokens.prompt_token_ids)
+            completions = [token_array(ids) for ids in tokens.completions]
+            check(self.teacher.info, prompt, completions, request.temperatures, place)
             keys = completion_keys(self.teacher.info.id, prompt, completions)
-            work.append(_Work(tokens, keys, isinstance(item, TextItem)))
-            left -= work[-1].size
-            if left < 0:
+            items.append(_Item(prompt, completions, keys, isinstance(item, TextItem)))
+            remaining -= items[-1].size
+            if remaining < 0:
                 raise PayloadTooLarge(
-                    f"{at}: the request holds more than {self.max_request_tokens:,} tokens, the most that fit: split it"
+                    f"{place}: the request holds more than {most:,} tokens, the most that fit: split it"
                 )
-        return work
+        return items
 
-    def _tokenized(self, item: TextItem, left: int, at: str) -> TokenItem:
+    def _tokenize(self, item: TextItem, most: int, place: str) -> TokenItem:
         try:
-            return self.teacher.tokenize(item, left)
+            return self.teacher.tokenize(item, most)
         except TVKDError as error:
-            raise type(error)(f"{at}: {error}") from error
+            raise type(error)(f"{place}: {error}") from error
+
+    async def _only_store(self, keys: list[bytes], columns: tuple[str, ...]) -> dict[bytes, Landing]:
+        landings = await self._look_up(keys, columns)
+        if missing := len(keys) - len(landings):
+            raise NotCached(f"{missing} of {len(keys)} completions are not in the store, and cache is `only`")
+        return landings
 
     async def _through_store(
-        self, work: list[_Work], request: PotentialsRequest
-    ) -> tuple[dict[bytes, Record], set[bytes]]:
-        """Records of every key, and the keys that the teacher scored for this request."""
-        keys = list(dict.fromkeys(key for item in work for key in item.keys))
-        records = await self._look_up(keys, request.temperatures)
-        missing = set(keys) - records.keys()
-        self.metrics.cached.inc(len(records))
-        if not missing:
-            return records, set()
-        if request.cache == "only":
-            raise NotCached(f"{len(missing)} of {len(keys)} completions are not in the store, and cache is `only`")
-        # Claimed and admitted before anything is awaited: only what this request computes itself counts.
-        claims = [self._flights.claim(key for key in item.keys if key in missing) for item in work]
-        try:
-            with self.admission.hold(sum(w.cost(set(c.mine)) for w, c in zip(work, claims, strict=True))):
-                outcomes = await asyncio.gather(
-                    *(self._fill(w, c, request.temperatures) for w, c in zip(work, claims, strict=True)),
-                    return_exceptions=True,
-                )
-        finally:
-            for claim in claims:
-                claim.land()
-        fresh: set[bytes] = set()
+        self, items: list[_Item], keys: list[bytes], columns: tuple[str, ...]
+    ) -> dict[bytes, Landing]:
+        landings: dict[bytes, Landing] = {}
+        # More than once only for keys whose flight another request gave up.
+        while pending := [key for key in keys if key not in landings]:
+            with self._flights.claim(pending, columns) as claim:
+                landings |= await self._land(items, claim, columns)
+            others = await claim.others()
+            self.metrics.joined.inc(sum(landing.computed for landing in others.values()))
+            self.metrics.cached.inc(sum(not landing.computed for landing in others.values()))
+            landings |= {key: Landing(landing.record, computed=False) for key, landing in others.items()}
+        return landings
+
+    async def _land(self, items: list[_Item], claim: Claim, columns: tuple[str, ...]) -> dict[bytes, Landing]:
+        """Look the claimed keys up, and have the teacher compute what is missing; only that is admitted."""
+        landings = await self._look_up(claim.keys, columns)
+        claim.land(landings)
+        questions = _questions(items, [key for key in claim.keys if key not in landings])
+        with self._admission.hold(sum(question.tokens for question in questions)):
+            outcomes = await asyncio.gather(
+                *(self._compute(question, claim, columns) for question in questions), return_exceptions=True
+            )
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
-            fresh |= outcome
-        self.metrics.joined.inc(len(missing - fresh))
-        # What is answered is what was stored: the same bytes then and ever after.
-        stored = await self._look_up(sorted(missing), request.temperatures)
-        if len(stored) < len(missing):
-            raise StoreUnavailable("values just stored could not be read back: check the store's disk, then try again")
-        return records | stored, fresh
+            landings |= outcome
+        return landings
 
-    async def _fill(self, item: _Work, claim: Claim, temperatures: Sequence[float]) -> set[bytes]:
-        """Bring the claimed keys into the store and wait for those of others. Returns the keys scored here."""
-        completions = dict(zip(item.keys, item.tokens.completions, strict=True))
-        scored_here: set[bytes] = set()
-        while True:
-            with claim:
-                # Another flight may have landed between this request's look-up and its claim.
-                present = await self._look_up(claim.mine, temperatures)
-                absent = [key for key in claim.mine if key not in present]
-                if absent:
-                    scored = await self._score(
-                        item.tokens.prompt_token_ids, [completions[key] for key in absent], temperatures
-                    )
-                    with self.metrics.store_seconds.labels("put").time():
-                        await self._commit.put(list(zip(absent, scored, strict=True)))
-                    self.metrics.computed.inc(len(absent))
-                    scored_here.update(absent)
-            await claim.others()
-            # A flight that was cancelled, or carried other temperatures, leaves its keys to be claimed again.
-            landed = await self._look_up(list(claim.theirs), temperatures)
-            left = [key for key in claim.theirs if key not in landed]
-            if not left:
-                return scored_here
-            claim = self._flights.claim(left)
+    async def _compute(self, question: _Question, claim: Claim, columns: tuple[str, ...]) -> dict[bytes, Landing]:
+        """Compute and store; what is answered is what was stored, the same bytes then and ever after."""
+        try:
+            records = await self._score(question, columns)
+            with self.metrics.store_seconds.labels("put").time():
+                stored = await self._commit.put(list(zip(question.completions, records, strict=True)))
+        except Exception as error:
+            claim.fail(question.completions, error)
+            raise
+        landings = _landings(question, stored)
+        claim.land(landings)
+        return landings
 
-    async def _skip_store(
-        self, work: list[_Work], temperatures: Sequence[float]
-    ) -> tuple[dict[bytes, Record], set[bytes]]:
-        once = [dict(zip(item.keys, item.tokens.completions, strict=True)) for item in work]
-        with self.admission.hold(sum(item.cost(set(item.keys)) for item in work)):
-            scored = await asyncio.gather(
-                *(
-                    self._score(item.tokens.prompt_token_ids, list(completions.values()), temperatures)
-                    for item, completions in zip(work, once, strict=True)
-                )
-            )
-        records = {key: one for keys, row in zip(once, scored, strict=True) for key, one in zip(keys, row, strict=True)}
-        self.metrics.computed.inc(sum(map(len, scored)))
-        return records, set(records)
+    async def _without_store(
+        self, items: list[_Item], keys: list[bytes], columns: tuple[str, ...]
+    ) -> dict[bytes, Landing]:
+        questions = _questions(items, keys)
+        with self._admission.hold(sum(question.tokens for question in questions)):
+            answers = await asyncio.gather(*(self._score(question, columns) for question in questions))
+        pairs = zip(questions, answers, strict=True)
+        return {key: landing for pair in pairs for key, landing in _landings(*pair).items()}
 
-    async def _score(
-        self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperatures: Sequence[float]
-    ) -> list[Record]:
+    async def _score(self, question: _Question, columns: tuple[str, ...]) -> list[Record]:
+        completions = list(question.completions.values())
         with self.metrics.teacher_seconds.time():
-            scored = await self.teacher.score(prompt, completions, column_names(temperatures))
-        self.metrics.teacher_tokens.inc(len(prompt) + sum(map(len, completions)))
-        return scored
+            records = await self.teacher.score(question.prompt, completions, columns)
+        self.metrics.teacher_tokens.inc(question.tokens)
+        self.metrics.computed.inc(len(records))
+        return records
 
-    async def _look_up(self, keys: list[bytes], temperatures: Sequence[float]) -> dict[bytes, Record]:
-        """Records that the store holds with every asked temperature."""
+    async def _look_up(self, keys: list[bytes], columns: tuple[str, ...]) -> dict[bytes, Landing]:
+        """What the store holds of the keys."""
+        if not keys:
+            return {}
         with self.metrics.store_seconds.labels("get").time():
-            found = await asyncio.to_thread(self.store.get, keys, temperatures)
-        return {
-            key: record
-            for key, record in zip(keys, found, strict=True)
-            if record is not None and all(temperature in record.values for temperature in temperatures)
-        }
+            records = await asyncio.to_thread(self.store.get, keys, columns)
+        landings = {key: Landing(record, False) for key, record in zip(keys, records, strict=True) if record}
+        self.metrics.cached.inc(len(landings))
+        return landings
 
     async def store_info(self) -> StoreInfo:
         counts = await asyncio.to_thread(self.store.counts)
@@ -237,13 +214,28 @@ class Service:
         await asyncio.to_thread(self.store.close)
 
 
-def _answer(
-    request: PotentialsRequest, key: bytes, record: Record, *, cached: bool, tokens: list[int] | None
-) -> CompletionAnswer:
-    answer = CompletionAnswer(key=key.hex(), cached=cached, length=record.length, tokens=tokens)
-    if request.return_ == "values":
-        answer.values = [record.values[temperature].tolist() for temperature in request.temperatures]
-        answer.action_logits = record.action_logits.tolist()
-        if request.entropy:
-            answer.entropies = record.entropies.tolist()
-    return answer
+def _questions(items: Sequence[_Item], keys: Iterable[bytes]) -> list[_Question]:
+    """What to ask the teacher for these keys, each once."""
+    wanted = set(keys)
+    questions = []
+    for item in items if wanted else ():
+        completions = {
+            key: ids.tolist() for key, ids in zip(item.keys, item.completions, strict=True) if key in wanted
+        }
+        wanted -= completions.keys()
+        if completions:
+            questions.append(_Question(item.prompt.tolist(), completions))
+    return questions
+
+
+def _landings(question: _Question, records: Sequence[Record]) -> dict[bytes, Landing]:
+    return {key: Landing(record, True) for key, record in zip(question.completions, records, strict=True)}
+
+
+def _answer(item: _Item, landings: dict[bytes, Landing], request: PotentialsRequest) -> ItemAnswer:
+    completions = []
+    for key, ids in zip(item.keys, item.completions, strict=True):
+        record = landings[key].record if request.return_ == "values" else None
+        tokens = ids.tolist() if item.is_text else None
+        completions.append(CompletionAnswer(key, not landings[key].computed, len(ids), record, tokens))
+    return ItemAnswer(completions, item.prompt.tolist() if item.is_text else None)

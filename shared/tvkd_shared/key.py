@@ -9,11 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+from tvkd_shared.errors import InvalidRequest
 
 VALUE_DEFINITION = 1
 """Version of the maths in `value.py`. A change to what a stored number means raises it, and so changes every key."""
 
 KEY_BYTES = 16
+
+_UINT32 = np.dtype("<u4")
 
 # Config entries that do not change a logit; the dtype that the engine runs in is part of the id on its own.
 _NOT_IN_ID = {
@@ -48,26 +53,34 @@ def completion_keys(teacher: str, prompt_token_ids: Sequence[int], completions: 
 
     The digest of (value-definition version, teacher id, prompt tokens, completion tokens), each with its length in
     front, so that a token moved across the border between prompt and completion gives another key.
-    Raises ValueError (OverflowError from NumPy) when a token id does not fit in 32 unsigned bits.
+    Raises InvalidRequest as `token_array` does.
     """
     head = hashlib.blake2b(digest_size=KEY_BYTES, person=b"tvkd-completion")
     head.update(VALUE_DEFINITION.to_bytes(4, "little"))
-    head.update(_framed(teacher.encode()))
-    head.update(_framed(_token_bytes(prompt_token_ids)))
+    for payload in (teacher.encode(), token_array(prompt_token_ids).tobytes()):
+        head.update(len(payload).to_bytes(8, "little") + payload)
     keys = []
     for completion in completions:
+        payload = token_array(completion).tobytes()
         digest = head.copy()
-        digest.update(_framed(_token_bytes(completion)))
+        digest.update(len(payload).to_bytes(8, "little") + payload)
         keys.append(digest.digest())
     return keys
 
 
-def _token_bytes(token_ids: Sequence[int]) -> bytes:
-    ids = np.asarray(token_ids, np.int64)
-    if ids.size and (ids.min() < 0 or ids.max() >= 2**32):
-        raise ValueError("token ids must lie in 0 … 2^32 − 1")
-    return ids.astype("<u4").tobytes()
+def token_array(token_ids: Sequence[int] | npt.NDArray[Any], place: str = "token ids") -> npt.NDArray[np.uint32]:
+    """Token ids as a little-endian uint32 array, which is what a key digests.
 
-
-def _framed(payload: bytes) -> bytes:
-    return len(payload).to_bytes(8, "little") + payload
+    Raises InvalidRequest, naming the place, unless they are one or more whole numbers in 0 … 2^32 − 1.
+    """
+    if isinstance(token_ids, np.ndarray) and token_ids.dtype == _UINT32 and token_ids.size:
+        return token_ids
+    try:
+        ids = np.asarray(token_ids)
+    except ValueError:  # lists within the list
+        ids = np.array(None)
+    if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
+        raise InvalidRequest(f"{place} have to be one or more whole numbers")
+    if ids.min() < 0 or ids.max() >= 2**32:
+        raise InvalidRequest(f"{place}: token ids lie in 0 … 2^32 − 1")
+    return ids.astype(_UINT32)

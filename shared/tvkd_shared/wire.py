@@ -1,63 +1,74 @@
-"""What travels over HTTP: `POST /v1/potentials` and the two descriptions, as pydantic models.
+"""What a request and an answer of `POST /v1/potentials` are, and the two descriptions beside it.
 
-Numbers in an answer are the exact float32 values that the store holds, written so that reading them as float32 gives
-the same bits.
+`json_codec` and `arrow_codec` say how they are written as bytes; numbers arrive in both to the bit.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from tvkd_shared.key import KEY_BYTES, VALUE_DEFINITION
+from tvkd_shared import record as numbers
+from tvkd_shared.key import VALUE_DEFINITION
 from tvkd_shared.record import Record
 from tvkd_shared.store.certificate import Certificate
 
 MAX_TEMPERATURES = 8
 
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
-# Lists fail at their first mistake: gathering all of a large body's mistakes takes minutes and gigabytes.
+# Lists fail at their first mistake: gathering all mistakes of a large body takes minutes and gigabytes.
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 TeacherId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Temperature = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
-
-class _Closed(BaseModel):
-    """An unknown field is a mistake and is said, not ignored."""
-
-    model_config = ConfigDict(extra="forbid")
+_CLOSED = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
+"""An unknown field is an error, so that a misspelt one is not ignored."""
 
 
-class Message(_Closed):
+class Message(BaseModel):
+    model_config = _CLOSED
+
     role: str
     content: str
 
 
-class TokenItem(_Closed):
-    """One prompt and its completions, as token ids of the teacher's vocabulary."""
+@dataclass(frozen=True, slots=True)
+class TokenItem:
+    """One prompt and its completions as token ids of the teacher's vocabulary, in lists or in integer arrays.
+
+    Making one checks nothing: a request that comes as JSON is checked as the annotations say, an Arrow request by its
+    codec.
+    """
+
+    __pydantic_config__ = _CLOSED
 
     prompt_token_ids: TokenIds
     completions: Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
 
 
-class TextItem(_Closed):
+class TextItem(BaseModel):
     """One prompt and its completions as text, or a chat as messages, tokenised with the teacher's own template."""
+
+    model_config = _CLOSED
 
     prompt: Annotated[str, Field(min_length=1)] | Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     completions: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, fail_fast=True)]
 
 
 def _item_kind(item: Any) -> str:
-    return (
-        "tokens" if isinstance(item, TokenItem) or (isinstance(item, dict) and "prompt_token_ids" in item) else "text"
-    )
+    is_tokens = isinstance(item, TokenItem) or (isinstance(item, dict) and "prompt_token_ids" in item)
+    return "tokens" if is_tokens else "text"
 
 
 Item = Annotated[Annotated[TokenItem, Tag("tokens")] | Annotated[TextItem, Tag("text")], Discriminator(_item_kind)]
 
 
-class PotentialsRequest(_Closed):
+class RequestOptions(BaseModel):
+    """What a request says beside its items."""
+
+    model_config = _CLOSED
+
     temperatures: Annotated[list[Temperature], Field(min_length=1, max_length=MAX_TEMPERATURES)] = [1.0]
     entropy: bool = Field(False, description="send the entropy of each state too")
     teacher_id: TeacherId | None = Field(None, description="409 if another teacher answers")
@@ -69,54 +80,56 @@ class PotentialsRequest(_Closed):
     return_: Literal["values", "digests"] = Field(
         "values", alias="return", description="digests: fill the store, send no values back"
     )
-    items: Annotated[list[Item], Field(min_length=1, fail_fast=True)]
-
-    model_config = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
 
     @model_validator(mode="after")
-    def _temperatures_differ(self) -> "PotentialsRequest":
+    def _options_agree(self) -> "RequestOptions":
         if len(set(self.temperatures)) != len(self.temperatures):
             raise ValueError(f"temperatures {self.temperatures} repeat one another")
         if self.return_ == "digests" and self.cache == "skip":
             raise ValueError("return: digests with cache: skip would compute values and drop them")
         return self
 
-
-class CompletionAnswer(BaseModel):
-    key: Annotated[str, Field(min_length=2 * KEY_BYTES, max_length=2 * KEY_BYTES)]
-    cached: bool
-    length: Annotated[int, Field(ge=1)]
-    values: list[list[float]] | None = Field(None, description="V(s_0) … V(s_T) per temperature, as asked")
-    action_logits: list[float] | None = Field(None, description="q_0 … q_{T-1}")
-    entropies: list[float] | None = Field(None, description="H(s_0) … H(s_T), when asked for")
-    tokens: list[int] | None = Field(None, description="the completion's token ids, for text items only")
-
-    def scored(self, temperatures: list[float]) -> Record:
-        """The answer as a record. Entropies that were not asked for are not there to be read: they raise.
-
-        Raises ValueError when a length, a count or a number is not as it must be.
-        """
-        if self.values is None or self.action_logits is None or self.entropies is None:
-            raise ValueError("the answer carries no values; ask with entropy: true and return: values")
-        rows = [np.asarray(row, np.float32) for row in self.values]
-        record = Record.of(
-            dict(zip(temperatures, rows, strict=True)),
-            np.asarray(self.action_logits, np.float32),
-            np.asarray(self.entropies, np.float32),
+    def columns(self) -> tuple[str, ...]:
+        """The columns that an answer carries: values as they were asked for, then what is always kept."""
+        if self.return_ == "digests":
+            return ()
+        kept = [column.name for column in numbers.COLUMNS if numbers.temperature_of(column.name) is None]
+        return (
+            *map(numbers.value_column, self.temperatures),
+            *(name for name in kept if self.entropy or name != numbers.ENTROPY),
         )
-        if record.length != self.length:
-            raise ValueError(f"{record.length} action logits came for a length of {self.length}")
-        return record
 
 
-class ItemAnswer(BaseModel):
-    prompt_tokens: list[int] | None = Field(None, description="the prompt's token ids, for text items only")
+class PotentialsRequest(RequestOptions):
+    items: Annotated[list[Item], Field(min_length=1, fail_fast=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionAnswer:
+    """A completion's key, its length T, and its record unless digests were asked for; `tokens` for a text item only."""
+
+    key: bytes
+    cached: bool
+    length: int
+    record: Record | None = None
+    tokens: list[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemAnswer:
+    """The completions of one item in their order; `prompt_tokens` for a text item only."""
+
     completions: list[CompletionAnswer]
+    prompt_tokens: list[int] | None = None
 
 
-class PotentialsAnswer(BaseModel):
+@dataclass(frozen=True, slots=True)
+class PotentialsAnswer:
+    """The items in their order. `columns` are those of each record that are sent, see `RequestOptions.columns`."""
+
     teacher_id: str
     temperatures: list[float]
+    columns: tuple[str, ...]
     items: list[ItemAnswer]
 
 
