@@ -14,7 +14,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def same(written, real):
-    """Whether both are equal: numbers within 1e-3, digests in their form, since they depend on the weights' conversion."""
+    """Whether both are equal: numbers within 1e-3, digests in their length, since they depend on the conversion."""
     if isinstance(written, dict):
         return written.keys() == real.keys() and all(same(written[name], real[name]) for name in written)
     if isinstance(written, list):
