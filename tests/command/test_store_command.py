@@ -11,8 +11,8 @@ import pytest
 from running_server import start_server
 from tvkd.store.command import main
 from tvkd_client.prefetch import main as prefetch
-from tvkd_shared.store import open_store
-from tvkd_shared.store import StoreReader
+from tvkd_shared.record import Record, column_names
+from tvkd_shared.store import StoreReader, open_store
 
 PAIRS = [
     {"prompt": f"w{20 + n} w21 ", "chosen": f"w{30 + n} w31 w32", "rejected": f"w{50 + n} w{60 + n}"} for n in range(8)
@@ -40,14 +40,14 @@ def run(capsys, *arguments):
 
 def everything(place):
     with closing(StoreReader(place)) as store:
-        blocks = {}
-        for name in store.catalog.segments:
-            entry = store.catalog.segments[name]
+        numbers = {}
+        for name, entry in store.catalog.segments.items():
             for key in store.segment(name).keys():  # noqa: SIM118
-                (record,) = store.get([key.tobytes()], [2.0])
-                blocks[key.tobytes()] = {tau: row.tobytes() for tau, row in record.values.items()}
+                for column in column_names([2.0]):
+                    if record := store.get([key.tobytes()], [column])[0]:
+                        numbers[key.tobytes(), column] = record.numbers.tobytes()
             assert entry.bytes > 0
-        return blocks
+        return numbers
 
 
 def test_info_says_what_is_there_by_teacher(filled, capsys):
@@ -63,12 +63,21 @@ def test_info_says_what_is_there_by_teacher(filled, capsys):
 
 
 def test_compact_verify_and_gc_change_no_value(filled, capsys, tmp_path):
+    shutil.copytree(filled / "values", tmp_path / "copy")
+    filled = (tmp_path / "copy").rename(tmp_path / "values").parent
+    with closing(open_store(filled / "values")) as store:
+        for number in range(3):
+            numbers = np.ones((4, len(column_names())), np.float32)
+            numbers[-1, column_names().index("action_logit")] = np.nan
+            store.put("t" * 32, [(bytes([number]) * 16, Record(column_names(), numbers))])
+            store.seal()
+        live = len(store.catalog.segments)
     before = everything(filled / "values")
     code, done = run(capsys, "compact", "--store", filled / "values")
     assert code == 0 and done["segments_before"] > done["segments_after"] == 1
     assert run(capsys, "gc", "--store", filled / "values", "--grace-hours", "0")[1]["files"] > 0
     assert run(capsys, "verify", "--store", filled / "values") == (
-        0, {"segments": 2, "problems": [], "certificate": None},
+        0, {"segments": live - 2, "problems": [], "certificate": None},
     )  # fmt: skip
     assert everything(filled / "values") == before
 
@@ -93,12 +102,11 @@ def test_an_export_is_a_store_with_a_card_and_imports_to_the_bit(filled, capsys,
     assert run(capsys, "verify", "--store", imported)[0] == 0
 
 
-def test_an_import_keeps_what_is_there_and_takes_what_a_live_server_still_has_in_its_log(filled, capsys, tmp_path):
+def test_an_import_keeps_what_is_there_and_takes_what_a_live_server_has_not_sealed(filled, capsys, tmp_path):
     with closing(open_store(tmp_path / "live")) as live:
-        keys = list(everything(filled / "values"))
+        keys = list(dict.fromkeys(key for key, _ in everything(filled / "values")))
         (record,) = StoreReader(filled / "values").get(keys[:1])
-        other = {tau: row + np.float32(1) for tau, row in record.values.items()}
-        changed = type(record)(other, record.action_logits, record.entropies)
+        changed = type(record)(record.columns, record.numbers + np.float32(1))
         live.put("t" * 32, [(keys[0], changed)])
         with closing(open_store(tmp_path / "target")) as target:
             target.put("t" * 32, [(keys[1], changed)])
@@ -133,12 +141,10 @@ def test_a_rescored_sample_becomes_a_certificate_that_a_trainer_can_demand(fille
 def test_a_certificate_tells_wrong_values(filled, capsys, tiny_teacher, tmp_path):
     (teacher, provenance), *_ = StoreReader(filled / "values").teachers().items()
     with closing(StoreReader(filled / "values")) as right, closing(open_store(tmp_path / "wrong")) as wrong:
-        from tvkd_shared.wire import TeacherInfo
-
-        wrong.add_teacher(TeacherInfo.model_validate(provenance))
-        for key in everything(filled / "values"):
+        wrong.add_teacher(teacher, provenance)
+        for key in dict.fromkeys(key for key, _ in everything(filled / "values")):
             (record,) = right.get([key])
-            shifted = type(record)({1.0: record.values[1.0] + np.float32(0.5)}, record.action_logits, record.entropies)
+            shifted = type(record)(record.columns, record.numbers + np.float32(0.5))
             wrong.put(teacher, [(key, shifted)])
     rescore = ["--model", tiny_teacher, "--dataset", filled / "pairs.jsonl", "--tokenizer", tiny_teacher]
     _, said = run(capsys, "verify", "--store", tmp_path / "wrong", "--rescore", 4, *rescore)
@@ -275,12 +281,14 @@ def test_a_sample_reads_no_more_of_a_data_set_than_it_needs(filled):
     class Counting(StoreReader):
         asked = 0
 
-        def get(self, keys, temperatures=(1.0,)):
+        def get(self, keys, columns=None):
             self.asked += len(keys)
-            return super().get(keys, temperatures)
+            return super().get(keys, columns)
 
     store = Counting(filled / "values")
-    keys = list(everything(filled / "values"))
+    keys = list(dict.fromkeys(key for key, _ in everything(filled / "values")))
+    stored = StoreReader(filled / "values").has(keys)
+    keys = [key for key, present in zip(keys, stored, strict=True) if present]
     questions = [([1], [number], keys[number % len(keys)]) for number in range(1000)]
     questions += [([1], [number], bytes(16)) for number in range(1000)]
     sample = _sample(store, list(questions), 20, seed=0)

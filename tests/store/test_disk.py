@@ -69,23 +69,28 @@ import sys
 from stored_records import TEACHER, bits, key_of, record_of
 from tvkd_shared.store import open_store
 
-store = open_store(sys.argv[1], seal_bytes=20_000)
-for n in range(150):
+store = open_store(sys.argv[1], seal_bytes=3_000)
+sys.stdin.readline()
+for n in range(300):
     (stored,) = store.put(TEACHER, [(key_of(n), record_of(n, variant=int(sys.argv[2])))])
     print(bits(stored)["entropy"].hex(), flush=True)
 store.close()
 """
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path, str(variant)], cwd=Path(__file__).parent, stdout=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-c", code, tmp_path, str(variant)], cwd=Path(__file__).parent,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         for variant in range(2)
     ]  # fmt: skip
-    answers = [process.communicate()[0].split() for process in running]
+    time.sleep(1)
+    for process in running:
+        process.stdin.write("\n")
+        process.stdin.close()
+    answers = [process.stdout.read().split() for process in running]
     with closing(StoreReader(tmp_path)) as reader:
-        found = [bits(record)["entropy"].hex() for record in reader.get([key_of(n) for n in range(150)])]
-        assert reader.counts().sequences == 150
+        found = [bits(record)["entropy"].hex() for record in reader.get([key_of(n) for n in range(300)])]
+        assert reader.counts().sequences == 300
     assert answers == [found, found]
 
 
@@ -95,7 +100,7 @@ def test_a_put_in_a_forked_child_leaves_the_parent_s_store_whole(tmp_path):
         child = os.fork()
         if not child:
             store.put(TEACHER, numbered([2]))
-            os._exit(0)
+            os._exit(store.recent._process != os.getpid())
         assert os.waitpid(child, 0)[1] == 0
         store.put(TEACHER, numbered([3]))
         assert found_in(store, [key_of(n) for n in (1, 2, 3)]) == [bits(record_of(n)) for n in (1, 2, 3)]

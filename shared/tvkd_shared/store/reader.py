@@ -74,9 +74,9 @@ class Search:
         else:
             del self.missing[key]
 
-    def columns(self, key: bytes) -> set[str]:
-        """The columns of a key that were found."""
-        return {name for piece in self.pieces.get(key, ()) for name in piece.columns}
+    def length(self, key: bytes) -> int | None:
+        """States of a key's blocks; None when none was found."""
+        return next((len(piece.numbers) for piece in self.pieces.get(key, ())), None)
 
     def record(self, key: bytes, columns: Columns) -> Record | None:
         """A record of all the columns, or None when one is missing or blocks differ in length."""
@@ -206,6 +206,10 @@ class StoreReader:
     def recent_rows(self) -> list[Row]:
         """Blocks that are durable and not yet in a segment. One that fails its check has no numbers."""
         return self._from_recent(lambda recent: recent.rows()) or []
+
+    def segment(self, name: str) -> Segment:
+        """A live segment. Raises KeyError when there is none of that name."""
+        return self._open(self._view[0][name])
 
     def close(self) -> None:
         """Close the store's files."""

@@ -92,7 +92,11 @@ class Recent:
     def integrity(self) -> list[str]:
         """What SQLite finds wrong with the structure of its file; `ok` when nothing is."""
         with self._connection("read") as sqlite:
-            return [str(line) for (line,) in sqlite.execute("PRAGMA integrity_check")] if sqlite else []
+            return (
+                [line.decode(errors="replace") for (line,) in sqlite.execute("PRAGMA integrity_check")]
+                if sqlite
+                else []
+            )
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -112,7 +116,8 @@ class Recent:
         rows = []
         for key, columns, block in blocks:
             names, numbers = ",".join(columns), np.ascontiguousarray(block, "<f4").tobytes()
-            rows.append((key, names, teacher, _crc32c(teacher, key, names, numbers), numbers))
+            crc = _crc32c(teacher.encode(), key, names.encode(), numbers)
+            rows.append((key, names, teacher, crc, numbers))
         statement = "INSERT OR REPLACE INTO blocks (key, columns, teacher, crc32c, numbers) VALUES (?, ?, ?, ?, ?)"
         with self._connection("written") as sqlite:
             assert sqlite is not None  # noqa: S101 - a transaction is open
@@ -224,7 +229,7 @@ class Recent:
             before = self.path.stat().st_ino if self.path.exists() else None
             sqlite = _connect(self.path)
             try:
-                if sqlite.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                if sqlite.execute("PRAGMA journal_mode").fetchone()[0] != b"wal":
                     sqlite.execute("PRAGMA page_size = 8192")
                     sqlite.execute(
                         "PRAGMA auto_vacuum = FULL"
@@ -244,22 +249,24 @@ class Recent:
         paths = [self._folder.root / name for name in (FILE, WAL)]
         return [(path.stat().st_mtime_ns, path.stat().st_size) for path in paths if path.exists()]
 
-    def _checked(self, row: tuple[int, bytes, str, str, int, bytes]) -> Row:
+    def _checked(self, row: tuple[int, bytes, bytes, bytes, int, bytes]) -> Row:
         id_, key, names, teacher, crc, numbers = row
-        columns = tuple(str(names).split(","))
         try:
             if _crc32c(teacher, key, names, numbers) != crc:
                 raise Damaged("does not match its checksum")
+            columns = tuple(names.decode().split(","))
             block = np.frombuffer(numbers, "<f4").astype(np.float32, copy=False).reshape(-1, len(columns))
-            return Row(id_, key, columns, teacher, check(columns, block))
+            return Row(id_, key, columns, teacher.decode(), check(columns, block))
         except (Damaged, ValueError, TypeError, AttributeError) as damage:
             self._report(f"{FILE}/{id_}", Damaged(str(damage)))
-            return Row(id_, key, columns, teacher, None)
+            return Row(id_, key, (), "", None)
 
 
 def _connect(path: Path, mode: str = "") -> sqlite3.Connection:
     uri = path.absolute().as_uri() + mode
-    return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    sqlite = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    sqlite.text_factory = bytes  # a damaged text is then an error of its row only
+    return sqlite
 
 
 def _with_table(sqlite: sqlite3.Connection) -> sqlite3.Connection | None:
@@ -275,5 +282,5 @@ def _with_table(sqlite: sqlite3.Connection) -> sqlite3.Connection | None:
     return None
 
 
-def _crc32c(teacher: str, key: bytes, columns: str, numbers: bytes) -> int:
-    return int(google_crc32c.value(b"\0".join((teacher.encode(), key, columns.encode(), numbers))))
+def _crc32c(teacher: bytes, key: bytes, columns: bytes, numbers: bytes) -> int:
+    return int(google_crc32c.value(b"\0".join((teacher, key, columns, numbers))))

@@ -99,6 +99,9 @@ class Store(StoreReader):
         _, search = self.add(teacher, given, publish=self.remote)
         if self._waiting_bytes > self._seal_at:
             self._wake.set()
+        for key, _, block in given:
+            if search.length(key) != len(block):
+                raise ValueError(f"key {key.hex()} has another number of states in the store than {len(block)}")
         return [search.record(key, names) or Record(names, block) for key, names, block in given]
 
     def add(self, teacher: str, given: Given, *, publish: bool) -> tuple[int, Search]:
@@ -222,8 +225,8 @@ class Store(StoreReader):
         search = self.search([key for key, *_ in given], columns, refresh=False)
         new: dict[Columns, dict[bytes, Float32]] = {}
         for key, names, block in given:
-            if any(len(piece.numbers) != len(block) for piece in search.pieces.get(key, ())):
-                raise ValueError(f"key {key.hex()} has another number of states in the store than {len(block)}")
+            if search.length(key) not in (None, len(block)):
+                continue
             if rest := tuple(name for name in names if name in search.missing.get(key, ())):
                 part = block if rest == names else block[:, [names.index(name) for name in rest]]
                 new.setdefault(rest, {})[key] = part
