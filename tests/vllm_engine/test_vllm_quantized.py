@@ -57,6 +57,6 @@ def test_a_quantised_checkpoint_with_a_quantised_head_answers_its_own_values(tmp
     answers, info = engine.ask(*questions), engine.teacher.info
     engine.close()
     for answer, (prompt, completions, _) in zip(answers, questions, strict=True):
-        for scored, completion in zip(answer, completions, strict=True):
-            assert_agrees(scored, reference(prompt, completion), tolerance=0.1)
+        for record, completion in zip(answer, completions, strict=True):
+            assert_agrees(record, reference(prompt, completion), tolerance=0.1)
     assert (info.quantization, info.dtype) == ("compressed-tensors", "float16")

@@ -32,5 +32,5 @@ def test_values_of_a_real_teacher_under_vllm_agree_with_its_full_float32_logits(
     answers = engine.ask(*((item.prompt_token_ids, item.completions, [0.5, 2.0]) for item in items))
     engine.close()
     for item, answer in zip(items, answers, strict=True):
-        for scored, completion in zip(answer, item.completions, strict=True):
-            assert_agrees(scored, reference(item.prompt_token_ids, completion))
+        for record, completion in zip(answer, item.completions, strict=True):
+            assert_agrees(record, reference(item.prompt_token_ids, completion))

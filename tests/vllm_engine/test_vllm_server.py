@@ -193,8 +193,8 @@ def ask_until(done, server, kept):
         if done.is_set():
             return
         question = item(f"patient {index}")
-        (scored,) = client.potentials([TokenItem(**question)])
-        kept.append((question, scored))
+        (records,) = client.potentials([TokenItem(**question)])
+        kept.append((question, records))
 
 
 def test_kill_9_of_the_engine_is_503_then_a_non_zero_end_and_after_a_restart_clients_have_every_value(
@@ -212,10 +212,11 @@ def test_kill_9_of_the_engine_is_503_then_a_non_zero_end_and_after_a_restart_cli
             done.set()
             patient.result()
             assert_stored(back, answered)
-            for question, scored in kept:
+            for question, records in kept:
                 (again,) = TeacherClient(back.url).potentials([TokenItem(**question)], cache="only")
                 assert all(
-                    np.array_equal(one.values[1.0], other.values[1.0]) for one, other in zip(again, scored, strict=True)
+                    np.array_equal(record.value(), earlier.value())
+                    for record, earlier in zip(again, records, strict=True)
                 )
             # A server killed in its turn leaves no engine behind to hold the memory.
             processes = engine_processes(back)

@@ -80,7 +80,7 @@ ON_CPU: bool = current_platform.is_cpu()
 
 
 def register_value_models() -> None:
-    """Register a value model for every causal LM that vLLM knows; again does no harm."""
+    """Register a value model for every causal LM that vLLM knows. A second call changes nothing."""
     for architecture in list(ModelRegistry.get_supported_archs()):
         if architecture.endswith(_CAUSAL) and not architecture.startswith(_PREFIX):
             name = _PREFIX + architecture
@@ -143,18 +143,17 @@ def _chunks(metadata: Any) -> list[Chunk]:
     cursor = metadata.get_pooling_cursor()
     lengths, ends = cursor.num_scheduled_tokens_cpu.tolist(), cursor.seq_lens_cpu.tolist()
     finished, tokens = cursor.get_finished_mask(), metadata.get_prompt_token_ids_cpu()
-    # The engine's own warm-up comes without arguments.
-    warm_up = {"first_state": 0, "columns": column_names()}
+    warm_up = {"first_state": 0, "columns": column_names()}  # the engine's own first calls come without arguments
     return [
         Chunk(
             tokens=tokens[i],
-            start=end - length,
-            end=end,
+            start=ends[i] - length,
+            end=ends[i],
             finished=finished[i],
             rows=metadata.pooling_states[i].hidden_states_cache,
             **(metadata.pooling_params[i].extra_kwargs or warm_up),
         )
-        for i, (length, end) in enumerate(zip(lengths, ends, strict=True))
+        for i, length in enumerate(lengths)
     ]
 
 
