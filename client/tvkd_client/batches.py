@@ -13,8 +13,8 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Filled:
-    """What answered requests of `TeacherClient.fill` held: completions, tokens, and completions not stored before."""
+class FillCount:
+    """Counts over answered requests of `TeacherClient.fill`: completions, tokens, and those computed."""
 
     sequences: int
     tokens: int
@@ -24,8 +24,8 @@ class Filled:
     def hits(self) -> int:
         return self.sequences - self.computed
 
-    def __add__(self, other: "Filled") -> "Filled":
-        return Filled(self.sequences + other.sequences, self.tokens + other.tokens, self.computed + other.computed)
+    def __add__(self, other: "FillCount") -> "FillCount":
+        return FillCount(self.sequences + other.sequences, self.tokens + other.tokens, self.computed + other.computed)
 
 
 def tokens_of(item: TokenItem) -> int:

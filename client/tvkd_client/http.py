@@ -12,8 +12,9 @@ import httpx
 from pydantic import BaseModel, ValidationError
 from tenacity import RetryCallState
 
-from tvkd_client.batches import Filled, in_order, split, tokens_of
+from tvkd_client.batches import FillCount, in_order, split, tokens_of
 from tvkd_client.retry import answered_error, retrying
+from tvkd_shared import arrow_codec
 from tvkd_shared.errors import (
     InvalidRequest,
     Overloaded,
@@ -21,12 +22,11 @@ from tvkd_shared.errors import (
     TeacherUnavailable,
     WrongAnswer,
 )
-from tvkd_shared.key import VALUE_DEFINITION, completion_keys
+from tvkd_shared.key import VALUE_DEFINITION, completion_keys, token_array
 from tvkd_shared.record import Record
 from tvkd_shared.wire import (
     CompletionAnswer,
-    PotentialsAnswer,
-    PotentialsRequest,
+    RequestOptions,
     StoreInfo,
     TeacherInfo,
     TokenItem,
@@ -93,26 +93,25 @@ class TeacherClient:
 
     def stop(self) -> None:
         """Make calls under way in other threads give up at their next failure, or now if they wait for the next try."""
-        for left in tuple(self._under_way):
-            left.set()
+        for given_up in tuple(self._under_way):
+            given_up.set()
 
     @contextmanager
     def _call(self) -> Iterator[Event]:
         """An event that ends the waits of a call's threads: set by `stop`, and when an error or Ctrl-C ends it."""
-        left = Event()
-        self._under_way.add(left)
+        given_up = Event()
+        self._under_way.add(given_up)
         try:
-            yield left
+            yield given_up
         except BaseException:
-            left.set()
+            given_up.set()
             raise
         finally:
-            self._under_way.discard(left)
+            self._under_way.discard(given_up)
 
     def teacher(self) -> TeacherInfo:
         """`GET /v1/teacher`. Raises TeacherMismatch, or WrongAnswer when the server defines a value otherwise."""
-        with self._call() as left:
-            info = self._ask("GET", "/v1/teacher", TeacherInfo, left)
+        info = self._get("/v1/teacher", TeacherInfo)
         self._check_teacher(info.id)
         if info.value_definition != VALUE_DEFINITION:
             raise WrongAnswer(
@@ -123,8 +122,7 @@ class TeacherClient:
 
     def store(self) -> StoreInfo:
         """`GET /v1/store`."""
-        with self._call() as left:
-            return self._ask("GET", "/v1/store", StoreInfo, left)
+        return self._get("/v1/store", StoreInfo)
 
     def potentials(
         self,
@@ -133,109 +131,91 @@ class TeacherClient:
         temperatures: Sequence[float] = (1.0,),
         cache: Literal["use", "only", "skip"] = "use",
     ) -> list[list[Record]]:
-        """Record of each completion of each item, at every temperature asked for and at 1.0.
+        """The record of each completion of each item, at every temperature asked for and at 1.0.
 
         Raises the errors of `tvkd_shared.errors`: those that the server answers, TeacherUnavailable when it cannot be
-        reached, WrongAnswer when an answer does not fit its question.
+        reached, WrongAnswer when an answer does not fit its request.
         """
-        asked = _with_one(temperatures)
+        options = self._options(temperatures, cache=cache, entropy=True)
+        with self._call() as given_up:
 
-        with self._call() as left:
-
-            def ask(batch: tuple[int, list[TokenItem]]) -> list[list[Record]]:
+            def request(batch: tuple[int, list[TokenItem]]) -> list[list[Record]]:
                 first, part = batch
-                rows = self._potentials(first, part, asked, left, cache=cache, return_="values")
-                return [
-                    [self._scored(one, asked, first + i, j) for j, one in enumerate(row)] for i, row in enumerate(rows)
-                ]
+                rows = self._potentials(first, part, options, given_up)
+                return [[answer.record for answer in row if answer.record is not None] for row in rows]
 
             batches = list(split(items, self.request_tokens))
             if len(batches) == 1:
-                return ask(batches[0])
-            return [row for rows in in_order(ask, batches, self.in_flight) for row in rows]
+                return request(batches[0])
+            return [row for rows in in_order(request, batches, self.in_flight) for row in rows]
 
     def fill(
         self,
         items: Iterable[TokenItem],
         temperatures: Sequence[float] = (1.0,),
-        progress: Callable[[Filled], None] | None = None,
+        progress: Callable[[FillCount], None] | None = None,
     ) -> int:
         """Have the values computed and stored, without receiving them. Returns how many were not stored before.
 
         `progress` is called in this thread after each answered request, in order. Items are drawn as they are sent.
         Raises as `potentials` does.
         """
-        asked = _with_one(temperatures)
+        options = self._options(temperatures, return_="digests")
         computed = 0
-        with self._call() as left:
+        with self._call() as given_up:
 
-            def ask(batch: tuple[int, list[TokenItem]]) -> Filled:
+            def request(batch: tuple[int, list[TokenItem]]) -> FillCount:
                 first, part = batch
-                rows = self._potentials(first, part, asked, left, cache="use", return_="digests")
-                answers = [one for row in rows for one in row]
-                tokens = sum(map(tokens_of, part))
-                return Filled(len(answers), tokens, sum(not one.cached for one in answers))
+                answers = [answer for row in self._potentials(first, part, options, given_up) for answer in row]
+                return FillCount(len(answers), sum(map(tokens_of, part)), sum(not answer.cached for answer in answers))
 
-            for filled in in_order(ask, split(items, self.request_tokens), self.in_flight):
-                computed += filled.computed
+            for count in in_order(request, split(items, self.request_tokens), self.in_flight):
+                computed += count.computed
                 if progress is not None:
-                    progress(filled)
+                    progress(count)
         return computed
 
-    def _potentials(
-        self,
-        first: int,
-        items: list[TokenItem],
-        temperatures: list[float],
-        left: Event,
-        *,
-        cache: Literal["use", "only", "skip"],
-        return_: Literal["values", "digests"],
-    ) -> list[list[CompletionAnswer]]:
-        """One request, its answer checked up to the numbers. `first` is the index of items[0] in the caller's list."""
+    def _options(self, temperatures: Sequence[float], **options: Any) -> RequestOptions:
         try:
-            request = PotentialsRequest(
-                temperatures=temperatures,
-                entropy=return_ == "values",
-                teacher_id=self.teacher_id,
-                cache=cache,
-                return_=return_,
-                items=items,
-            )
+            return RequestOptions(temperatures=list(dict.fromkeys((1.0, *map(float, temperatures)))), **options)
         except ValidationError as error:
             raise InvalidRequest(first_mistake(error.errors())) from error
-        body = request.model_dump_json(by_alias=True, exclude_none=True)
-        answer = self._ask("POST", "/v1/potentials", PotentialsAnswer, left, body)
+
+    def _potentials(
+        self, first: int, items: list[TokenItem], options: RequestOptions, given_up: Event
+    ) -> list[list[CompletionAnswer]]:
+        """One request and its checked answer. `first` is the index of items[0] in the caller's list."""
+        items = [_as_arrays(item, index) for index, item in enumerate(items, first)]
+        options = options.model_copy(update={"teacher_id": self.teacher_id})
+        body = arrow_codec.encode_request(options, items)
+        response = self._send("POST", "/v1/potentials", given_up, body)
+        try:
+            answer = arrow_codec.decode_answer(response.content, options.columns())
+        except ValueError as error:
+            raise WrongAnswer(f"{self.url}/v1/potentials sent a wrong answer: {error}; is it a tvkd server?") from error
         self._check_teacher(answer.teacher_id)
-        if answer.temperatures != temperatures:
-            raise WrongAnswer(f"{self.url}: temperatures {answer.temperatures} came, {temperatures} were asked for")
-        if len(answer.items) != len(items):
-            raise WrongAnswer(f"{self.url}: {len(answer.items)} items came, {len(items)} were asked for")
-        rows = [item.completions for item in answer.items]
-        for i, (item, row) in enumerate(zip(items, rows, strict=True), first):
-            self._check_item(answer.teacher_id, item, row, i)
+        if answer.temperatures != options.temperatures:
+            raise WrongAnswer(
+                f"{self.url}: temperatures {answer.temperatures} came, {options.temperatures} were asked for"
+            )
+        (answers,) = (item.completions for item in answer.items)
+        expected = sum(len(item.completions) for item in items)
+        if len(answers) != expected:
+            raise WrongAnswer(f"{self.url}: {len(answers)} completions came, {expected} were asked for")
+        in_order_of_rows = iter(answers)
+        rows = [[next(in_order_of_rows) for _ in item.completions] for item in items]
+        for index, (item, row) in enumerate(zip(items, rows, strict=True), first):
+            self._check_item(answer.teacher_id, item, row, index)
         return rows
 
-    def _check_item(self, teacher: str, item: TokenItem, row: list[CompletionAnswer], i: int) -> None:
-        if len(row) != len(item.completions):
-            raise WrongAnswer(
-                f"{self.url}: items[{i}]: {len(row)} completions came, {len(item.completions)} were asked"
-            )
+    def _check_item(self, teacher: str, item: TokenItem, row: list[CompletionAnswer], index: int) -> None:
         keys = completion_keys(teacher, item.prompt_token_ids, item.completions)
-        for j, (answer, key, completion) in enumerate(zip(row, keys, item.completions, strict=True)):
-            if answer.key != key.hex():
-                raise self._wrong(i, j, f"key {answer.key} came; its tokens have key {key.hex()}")
+        for number, (answer, key, completion) in enumerate(zip(row, keys, item.completions, strict=True)):
+            place = f"{self.url}: items[{index}].completions[{number}]"
+            if answer.key != key:
+                raise WrongAnswer(f"{place}: key {answer.key.hex()} came; its tokens have key {key.hex()}")
             if answer.length != len(completion):
-                raise self._wrong(i, j, f"length {answer.length} came; it has {len(completion)} tokens")
-
-    def _scored(self, answer: CompletionAnswer, temperatures: list[float], i: int, j: int) -> Record:
-        try:
-            return answer.scored(temperatures)
-        except ValueError as error:
-            raise self._wrong(i, j, str(error)) from error
-
-    def _wrong(self, i: int, j: int, what: str) -> WrongAnswer:
-        return WrongAnswer(f"{self.url}: items[{i}].completions[{j}]: {what}")
+                raise WrongAnswer(f"{place}: length {answer.length} came; it has {len(completion)} tokens")
 
     def _check_teacher(self, answering: str) -> None:
         if self.teacher_id is None:
@@ -243,20 +223,21 @@ class TeacherClient:
         elif self.teacher_id != answering:
             raise TeacherMismatch(f"{self.url} answers with teacher {answering}; {self.teacher_id} was asked for")
 
-    def _ask(self, method: str, path: str, model: type[Model], left: Event, body: str | None = None) -> Model:
-        response = self._send(method, path, left, body)
+    def _get(self, path: str, model: type[Model]) -> Model:
+        with self._call() as given_up:
+            response = self._send("GET", path, given_up)
         try:
             return model.model_validate_json(response.content)
         except ValidationError as error:
             raise WrongAnswer(
-                f"{self.url}{path} sent what is no {model.__name__}: {first_mistake(error.errors())}; "
+                f"{self.url}{path} sent something other than {model.__name__}: {first_mistake(error.errors())}; "
                 "is it a tvkd server?"
             ) from error
 
-    def _send(self, method: str, path: str, left: Event, body: str | None) -> httpx.Response:
-        attempts = retrying(self._patience, left, self._log_retry)
+    def _send(self, method: str, path: str, given_up: Event, body: bytes | None = None) -> httpx.Response:
+        attempts = retrying(self._patience, given_up, self._log_retry)
         try:
-            return attempts(self._send_once, method, path, left, body)
+            return attempts(self._send_once, method, path, given_up, body)
         except httpx.TimeoutException as error:
             raise TeacherUnavailable(
                 f"{self.url} did not answer within {self._timeout:g} s: ask for less at once, or wait longer"
@@ -265,22 +246,21 @@ class TeacherClient:
             cause = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
             raise TeacherUnavailable(f"cannot reach {self.url}: {cause}; is `tvkd serve` running there?") from error
 
-    def _send_once(self, method: str, path: str, left: Event, body: str | None) -> httpx.Response:
-        if left.is_set():
+    def _send_once(self, method: str, path: str, given_up: Event, body: bytes | None) -> httpx.Response:
+        if given_up.is_set():
             raise TeacherUnavailable(f"{self.url} was not asked: the call was given up")
-        response = self._connections().request(method, self.url + path, content=body)
+        media = {"Content-Type": arrow_codec.MEDIA_TYPE, "Accept": arrow_codec.MEDIA_TYPE} if body else {}
+        response = self._connections().request(method, self.url + path, content=body, headers=media)
         if response.status_code != httpx.codes.OK:
             raise answered_error(response)
         return response
 
     def _connections(self) -> httpx.Client:
-        """This process's connections: after a fork the parent's are left alone, its sockets are not ours to use."""
-        opened = self._opened.get(os.getpid())
-        if opened is not None:
-            return opened
-        headers = {"Content-Type": "application/json"}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
+        """This process's connections. After a fork the parent's are left alone: its sockets belong to the parent."""
+        connections = self._opened.get(os.getpid())
+        if connections is not None:
+            return connections
+        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
         new = httpx.Client(
             headers=headers, timeout=httpx.Timeout(self._timeout, connect=10, pool=None), transport=self._transport
         )
@@ -294,5 +274,12 @@ class TeacherClient:
         logger.log(level, "%s: %s; trying again for up to %g s", self.url, error, self._patience)
 
 
-def _with_one(temperatures: Sequence[float]) -> list[float]:
-    return list(dict.fromkeys((1.0, *map(float, temperatures))))
+def _as_arrays(item: TokenItem, index: int) -> TokenItem:
+    """The item with arrays of token ids. Raises InvalidRequest, naming the place, for what is not a list of ids."""
+    place = f"items[{index}]"
+    if not len(item.completions):
+        raise InvalidRequest(f"{place} has no completion; it needs at least one")
+    return TokenItem(
+        token_array(item.prompt_token_ids, f"{place}.prompt_token_ids"),  # type: ignore[arg-type]
+        [token_array(ids, f"{place}.completions[{number}]") for number, ids in enumerate(item.completions)],  # type: ignore[misc]
+    )

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tvkd_client.batches import Filled
+from tvkd_client.batches import FillCount
 from tvkd_client.dataset import load_preferences
 from tvkd_client.http import TeacherClient
 from tvkd_client.preference_tokens import (
@@ -116,12 +116,12 @@ def _fitting(pairs: datasets.Dataset, teacher: TeacherInfo, *, skip_too_long: bo
 
 
 def _send(client: TeacherClient, pairs: datasets.Dataset, temperatures: list[float]) -> int:
-    done, began = Filled(0, 0, 0), time.monotonic()
+    done, began = FillCount(0, 0, 0), time.monotonic()
     try:
         with _progress() as bar:
             task = bar.add_task("", total=2 * len(pairs), rate="", hits="")
 
-            def show(answered: Filled) -> None:
+            def show(answered: FillCount) -> None:
                 nonlocal done
                 done += answered
                 rate = done.tokens / (time.monotonic() - began)
@@ -140,9 +140,7 @@ def _send(client: TeacherClient, pairs: datasets.Dataset, temperatures: list[flo
 
 def _items(pairs: datasets.Dataset) -> Iterator[TokenItem]:
     for row in pairs.select_columns(list(TOKEN_COLUMNS)):
-        yield TokenItem.model_construct(
-            prompt_token_ids=row["prompt_ids"], completions=[row["chosen_ids"], row["rejected_ids"]]
-        )
+        yield TokenItem(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]])
 
 
 def _progress() -> Progress:

@@ -105,13 +105,13 @@ class StoreSource:
         reader, teacher = self._open()
         pairs = zip(prompts, completions, strict=True)
         keys = [completion_keys(teacher, prompt, [completion])[0] for prompt, completion in pairs]
-        found = [record for record in reader.get(keys, column_names(self.temperatures)) if record is not None]
-        if len(found) < len(keys):
+        records = [record for record in reader.get(keys, column_names(self.temperatures)) if record is not None]
+        if len(records) < len(keys):
             raise NotCached(
-                f"{len(keys) - len(found)} of {len(keys)} completions are not in store {self.place} at temperatures "
+                f"{len(keys) - len(records)} of {len(keys)} completions are not in store {self.place} at temperatures "
                 f"{', '.join(map(str, self.temperatures))} of teacher {teacher}; `tvkd prefetch` fills them in"
             )
-        return found
+        return records
 
     def _open(self) -> tuple[StoreReader, str]:
         opened = self._opened.get(os.getpid())
@@ -166,20 +166,20 @@ def teacher_of(source: ValueSource) -> TeacherInfo | None:
 def check_certificate(source: ValueSource, max_value_error: float) -> None:
     """Raises InvalidRequest unless the newest certificate of the source's teacher says that no error was larger."""
     if isinstance(source, ServerSource):
-        found = source.client.store().certificates
+        certificates = source.client.store().certificates
     elif isinstance(source, StoreSource):
-        found = source.reader.certificates()
+        certificates = source.reader.certificates()
     else:
         raise InvalidRequest(f"max_value_error is set, and {type(source).__name__} has no certificates; leave it out")
-    own = [certificate for certificate in found if certificate.teacher == source.teacher_id]
-    if not own:
+    errors = [c.largest_error for c in certificates if c.teacher == source.teacher_id]
+    if not errors:
         raise InvalidRequest(
             f"max_value_error is {max_value_error} and the store has no certificate of teacher {source.teacher_id}; "
             "`tvkd store verify --rescore` makes one"
         )
-    if own[-1].largest_error > max_value_error:
+    if errors[-1] > max_value_error:
         raise InvalidRequest(
-            f"the store's newest certificate says errors up to {own[-1].largest_error:.2g}, more than max_value_error "
+            f"the store's newest certificate says errors up to {errors[-1]:.2g}, more than max_value_error "
             f"{max_value_error}; serve the teacher in float32, or allow more"
         )
 
@@ -188,14 +188,10 @@ def grouped(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
 ) -> tuple[list[TokenItem], list[tuple[int, int]]]:
     """Items with each prompt once and its different completions, and each pair's (item, completion) in them."""
-    found: dict[tuple[int, ...], tuple[int, dict[tuple[int, ...], int]]] = {}
+    groups: dict[tuple[int, ...], tuple[int, dict[tuple[int, ...], int]]] = {}
     places = []
     for prompt, completion in zip(prompts, completions, strict=True):
-        item, own = found.setdefault(tuple(map(int, prompt)), (len(found), {}))
-        places.append((item, own.setdefault(tuple(map(int, completion)), len(own))))
-    # The server checks every token id against its vocabulary; a check here would read them all twice.
-    items = [
-        TokenItem.model_construct(prompt_token_ids=list(prompt), completions=[list(one) for one in own])
-        for prompt, (_, own) in found.items()
-    ]
+        item, numbers = groups.setdefault(tuple(map(int, prompt)), (len(groups), {}))
+        places.append((item, numbers.setdefault(tuple(map(int, completion)), len(numbers))))
+    items = [TokenItem(list(prompt), [list(ids) for ids in numbers]) for prompt, (_, numbers) in groups.items()]
     return items, places

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 
 from tvkd_shared.errors import Overloaded
@@ -32,10 +33,13 @@ class Flights:
             flight = self._flights.get((key, columns))
             if flight is None:
                 own[key] = self._flights[key, columns] = create()
-                own[key].add_done_callback(lambda _, name=(key, columns): self._flights.pop(name))
+                own[key].add_done_callback(partial(self._land, (key, columns)))
             elif key not in own:
                 others[key] = flight
         return Claim(own, others)
+
+    def _land(self, name: tuple[bytes, tuple[str, ...]], _flight: Flight) -> None:
+        del self._flights[name]
 
 
 class Claim:

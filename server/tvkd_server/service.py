@@ -10,13 +10,12 @@ from tvkd_server.admission import Admission
 from tvkd_server.flights import Claim, Flights, Landing
 from tvkd_server.metrics import Metrics
 from tvkd_server.settings import ServeSettings
-from tvkd_server.store import Store
-from tvkd_server.teachers.limits import check
-from tvkd_server.teachers.teacher import Teacher
+from tvkd_server.teachers.teacher import Teacher, check_temperatures
 from tvkd_server.writer import GroupCommit
 from tvkd_shared.errors import NotCached, PayloadTooLarge, TeacherMismatch, TVKDError
 from tvkd_shared.key import completion_keys, token_array
 from tvkd_shared.record import Record, column_names
+from tvkd_shared.store import Store
 from tvkd_shared.wire import (
     CompletionAnswer,
     ItemAnswer,
@@ -93,6 +92,7 @@ class Service:
 
     def _prepare(self, request: PotentialsRequest) -> list[_Item]:
         """Tokenise and check every item before the teacher sees one."""
+        check_temperatures(request.temperatures)
         most = self._settings.max_request_tokens
         items: list[_Item] = []
         remaining = most
@@ -101,7 +101,7 @@ class Service:
             tokens = self._tokenize(item, remaining, place) if isinstance(item, TextItem) else item
             prompt = token_array(tokens.prompt_token_ids)
             completions = [token_array(ids) for ids in tokens.completions]
-            check(self.teacher.info, prompt, completions, request.temperatures, place)
+            self.teacher.check(prompt, completions, place)
             keys = completion_keys(self.teacher.info.id, prompt, completions)
             items.append(_Item(prompt, completions, keys, isinstance(item, TextItem)))
             remaining -= items[-1].size
@@ -219,9 +219,7 @@ def _questions(items: Sequence[_Item], keys: Iterable[bytes]) -> list[_Question]
     wanted = set(keys)
     questions = []
     for item in items if wanted else ():
-        completions = {
-            key: ids.tolist() for key, ids in zip(item.keys, item.completions, strict=True) if key in wanted
-        }
+        completions = {key: ids.tolist() for key, ids in zip(item.keys, item.completions, strict=True) if key in wanted}
         wanted -= completions.keys()
         if completions:
             questions.append(_Question(item.prompt.tolist(), completions))

@@ -5,7 +5,6 @@ import time
 from contextlib import suppress
 
 from tvkd_server.settings import ServeSettings
-from tvkd_server.store import Store
 from tvkd_shared.record import Record
 
 Records = list[tuple[bytes, Record]]

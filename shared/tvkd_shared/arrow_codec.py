@@ -27,6 +27,7 @@ from tvkd_shared.key import KEY_BYTES
 from tvkd_shared.record import Record, has_last_state
 from tvkd_shared.wire import (
     CompletionAnswer,
+    Item,
     ItemAnswer,
     PotentialsAnswer,
     PotentialsRequest,
@@ -64,7 +65,8 @@ def _ids(rows: Sequence[Any]) -> npt.NDArray[np.int32]:
     flat = np.concatenate(rows)
     if flat.max() >= 2**31:
         raise InvalidRequest(f"token id {flat.max()} does not fit an Arrow request, which holds 0 … 2^31 − 1")
-    return flat.astype(np.int32)
+    ids: npt.NDArray[np.int32] = flat.astype(np.int32)
+    return ids
 
 
 def decode_request(body: bytes) -> PotentialsRequest:
@@ -80,13 +82,13 @@ def decode_request(body: bytes) -> PotentialsRequest:
         raise InvalidRequest(f"the body is not a request as an Arrow stream: {_line(error)}") from error
 
 
-def _items(batch: pa.RecordBatch) -> list[TokenItem]:
+def _items(batch: pa.RecordBatch) -> list[Item]:
     _check_types(batch.schema, _REQUEST)
     item_N = _plain(batch, "item")
     if (item_N < 0).any() or (np.diff(item_N) < 0).any():
         raise ValueError("column item: numbers start at 0 or above and never fall from row to row")
     completions, prompts = _tokens(batch, "completion_token_ids"), _tokens(batch, "prompt_token_ids", nulls=True)
-    items = []
+    items: list[Item] = []
     bounds = [0, *(np.flatnonzero(np.diff(item_N)) + 1).tolist(), len(item_N)]
     for first, end in pairwise(bounds):
         prompt = prompts[first]

@@ -55,7 +55,7 @@ def answer_model() -> type[BaseModel]:
         )
         for column in _further_columns()
     }
-    ids = (list[int] | None, Field(None, description="token ids, for text items only"))
+    ids: Any = (list[int] | None, Field(None, description="token ids, for text items only"))
     completion = create_model(
         "CompletionAnswer",
         key=(str, Field(pattern=r"^[0-9a-f]{32}$")),
@@ -65,10 +65,10 @@ def answer_model() -> type[BaseModel]:
         tokens=ids,
         **columns,
     )
-    item = create_model("ItemAnswer", prompt_tokens=ids, completions=(list[completion], ...))  # type: ignore[valid-type]
+    item = create_model("ItemAnswer", prompt_tokens=ids, completions=(list[completion], ...))
     return create_model(
         "PotentialsAnswer",
         teacher_id=(str, ...),
         temperatures=(list[float], ...),
-        items=(list[item], ...),  # type: ignore[valid-type]
+        items=(list[item], ...),
     )

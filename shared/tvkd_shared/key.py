@@ -18,6 +18,9 @@ VALUE_DEFINITION = 1
 
 KEY_BYTES = 16
 
+Tokens = Sequence[int] | npt.NDArray[np.uint32]
+"""Token ids in a list or in an array."""
+
 _UINT32 = np.dtype("<u4")
 
 # Config entries that do not change a logit; the dtype that the engine runs in is part of the id on its own.
@@ -48,7 +51,7 @@ def teacher_id(
     return hashlib.blake2b(canonical.encode(), digest_size=KEY_BYTES, person=b"tvkd-teacher").hexdigest()
 
 
-def completion_keys(teacher: str, prompt_token_ids: Sequence[int], completions: Sequence[Sequence[int]]) -> list[bytes]:
+def completion_keys(teacher: str, prompt_token_ids: Tokens, completions: Sequence[Tokens]) -> list[bytes]:
     """Key of each completion after one prompt, 16 bytes each.
 
     The digest of (value-definition version, teacher id, prompt tokens, completion tokens), each with its length in
@@ -68,7 +71,7 @@ def completion_keys(teacher: str, prompt_token_ids: Sequence[int], completions: 
     return keys
 
 
-def token_array(token_ids: Sequence[int] | npt.NDArray[Any], place: str = "token ids") -> npt.NDArray[np.uint32]:
+def token_array(token_ids: Tokens, place: str = "token ids") -> npt.NDArray[np.uint32]:
     """Token ids as a little-endian uint32 array, which is what a key digests.
 
     Raises InvalidRequest, naming the place, unless they are one or more whole numbers in 0 … 2^32 − 1.

@@ -95,7 +95,7 @@ def test_a_store_of_two_teachers_wants_one_named(served, tmp_path):
     store = open_store(tmp_path / "two")
     info = served[0].client.teacher()
     for teacher in ids:
-        store.add_teacher(teacher, info.model_dump(mode="json"))
+        store.add_teacher(teacher, info.model_copy(update={"id": teacher}).model_dump(mode="json"))
     store.close()
     with pytest.raises(InvalidRequest, match=r"name one of a{32}, b{32}"):
         _ = StoreSource(tmp_path / "two").teacher_id

@@ -11,7 +11,6 @@ import pytest
 from running_server import start_server
 from tvkd.store.command import main
 from tvkd_client.prefetch import main as prefetch
-from tvkd_shared.record import Record, column_names
 from tvkd_shared.store import StoreReader, open_store
 
 PAIRS = [

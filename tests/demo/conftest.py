@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from known_records import scored
 
-from tvkd_shared.store import open_store
 from tvkd_shared.key import completion_keys
+from tvkd_shared.store import open_store
 from tvkd_shared.wire import TeacherInfo
 
 TEACHER = TeacherInfo(

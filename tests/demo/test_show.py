@@ -15,9 +15,8 @@ from tvkd_client.dataset import load_preferences
 from tvkd_client.picture import luminance, shade
 from tvkd_client.preference_tokens import load_tokenizer, tokenize_preferences
 from tvkd_client.show import main
-from tvkd_shared.store import open_store
 from tvkd_shared.key import completion_keys
-from tvkd_shared.store import StoreReader
+from tvkd_shared.store import StoreReader, open_store
 from tvkd_shared.wire import TeacherInfo
 
 

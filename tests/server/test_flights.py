@@ -7,18 +7,21 @@ import pytest
 from tvkd_server.admission import Admission
 from tvkd_server.flights import Flights
 from tvkd_shared.errors import Overloaded, TeacherUnavailable
+from tvkd_shared.record import column_names
+
+COLUMNS = column_names()
 
 
-def test_an_error_is_everyones_who_waits_and_the_key_is_free_again():
+def test_an_error_reaches_everyone_who_waits_and_the_key_is_free_again():
     async def run():
         flights = Flights()
-        with pytest.raises(TeacherUnavailable), flights.claim([b"a"]):
-            waiter = flights.claim([b"a", b"b"])
-            assert (waiter.mine, list(waiter.theirs)) == ([b"b"], [b"a"])
+        with pytest.raises(TeacherUnavailable), flights.claim([b"a"], COLUMNS):
+            waiter = flights.claim([b"a", b"b"], COLUMNS)
+            assert waiter.keys == [b"b"]
             raise TeacherUnavailable("no")
         with pytest.raises(TeacherUnavailable):
             await waiter.others()
-        assert flights.claim([b"a"]).mine == [b"a"]
+        assert flights.claim([b"a"], COLUMNS).keys == [b"a"]
 
     asyncio.run(run())
 
@@ -28,16 +31,36 @@ def test_a_cancelled_flight_leaves_its_key_to_the_one_who_waits():
         flights = Flights()
 
         async def owner():
-            with flights.claim([b"a"]):
+            with flights.claim([b"a"], COLUMNS):
                 await asyncio.sleep(60)
 
         task = asyncio.create_task(owner())
         await asyncio.sleep(0)
-        waiter = flights.claim([b"a"])
-        assert waiter.mine == []
+        waiter = flights.claim([b"a"], COLUMNS)
+        assert waiter.keys == []
         task.cancel()
-        await waiter.others()
-        assert flights.claim([b"a"]).mine == [b"a"]
+        assert await waiter.others() == {}
+        assert flights.claim([b"a"], COLUMNS).keys == [b"a"]
+
+    asyncio.run(run())
+
+
+def test_an_overload_is_not_passed_on_to_those_who_wait():
+    async def run():
+        flights = Flights()
+        with pytest.raises(Overloaded), flights.claim([b"a"], COLUMNS):
+            waiter = flights.claim([b"a"], COLUMNS)
+            raise Overloaded("full")
+        assert await waiter.others() == {}
+
+    asyncio.run(run())
+
+
+def test_the_same_key_with_other_columns_is_another_flight():
+    async def run():
+        flights = Flights()
+        with flights.claim([b"a"], COLUMNS):
+            assert flights.claim([b"a"], column_names([0.5])).keys == [b"a"]
 
     asyncio.run(run())
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.checkpoint import Checkpoint, first_line
 from tvkd_server.teachers.head import column_function
@@ -23,7 +25,7 @@ from tvkd_shared.errors import (
     TokenOutOfRange,
     TVKDError,
 )
-from tvkd_shared.key import teacher_id
+from tvkd_shared.key import Tokens, teacher_id
 from tvkd_shared.record import Float32, Record, has_last_state
 from tvkd_shared.wire import TeacherInfo, TextItem, TokenItem
 
@@ -124,7 +126,7 @@ class Teacher(ABC):
         question = Question(list(prompt_token_ids), [list(ids) for ids in completions], tuple(columns))
         return [_record(question.columns, numbers_SK) for numbers_SK in await self._numbers(question)]
 
-    def check(self, prompt_token_ids: Sequence[int], completions: Sequence[Sequence[int]], where: str = "") -> None:
+    def check(self, prompt_token_ids: Tokens, completions: Sequence[Tokens], where: str = "") -> None:
         """Refuse what the teacher cannot answer. `where` names the item in the message, such as "items[3]".
 
         Raises TokenOutOfRange or SequenceTooLong with the index and the value, and InvalidRequest for an empty prompt,
@@ -138,8 +140,9 @@ class Teacher(ABC):
             name = f"completions[{number - 1}]" if number else "prompt_token_ids"
             if len(token_ids) == 0:
                 raise InvalidRequest(f"{at}{name} is empty; it needs at least one token")
-            if min(token_ids) < 0 or max(token_ids) > last:
-                index = next(i for i, token in enumerate(token_ids) if not 0 <= token <= last)
+            ids = np.asarray(token_ids)
+            if ids.min() < 0 or ids.max() > last:
+                index = int(((ids < 0) | (ids > last)).argmax())
                 raise TokenOutOfRange(f"{at}{name}[{index}] is {token_ids[index]}; the teacher's tokens are 0 … {last}")
             if number and prompt + len(token_ids) > longest:
                 length = f"{prompt} + {len(token_ids)} = {prompt + len(token_ids)} tokens"
