@@ -12,7 +12,6 @@ from tvkd_server.metrics import Metrics
 from tvkd_server.readiness import Readiness
 from tvkd_server.service import Service
 from tvkd_server.settings import ServeSettings
-from tvkd_server.store import open_store
 from tvkd_server.teachers.teacher import Teacher
 from tvkd_shared.store import open_store
 

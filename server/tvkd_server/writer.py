@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from tvkd_server.settings import ServeSettings
 from tvkd_shared.record import Record
+from tvkd_shared.store import Store
 
 Records = list[tuple[bytes, Record]]
 
