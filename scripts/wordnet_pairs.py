@@ -67,7 +67,7 @@ def senses(folder: Path) -> Iterator[Sense]:
 
 
 def pairs(folder: Path, count: int) -> list[dict[str, str]]:
-    """At most `count` pairs, half of each kind as far as the glosses last, in an order that tells nothing."""
+    """At most `count` pairs, half of each kind as far as the glosses last, in an order that does not depend on them."""
     pools: dict[str, list[Sense]] = defaultdict(list)
     seen: set[str] = set()
     for sense in sorted(senses(folder), key=lambda sense: _digest(sense.kind, sense.word)):
@@ -90,7 +90,7 @@ def pairs(folder: Path, count: int) -> list[dict[str, str]]:
 
 def _lines(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8") as file:
-        yield from (line for line in file if not line.startswith("  "))  # the licence stands in front
+        yield from (line for line in file if not line.startswith("  "))  # the licence comes first
 
 
 def _digest(*parts: str) -> int:
@@ -102,7 +102,7 @@ def _words(sense: Sense) -> int:
 
 
 def _swap(sense: Sense) -> str | None:
-    """The gloss with two different neighbouring words swapped, None where commas make that no plain swap."""
+    """The gloss with two different neighbouring words swapped, None where commas make the swap unclear."""
     words = sense.gloss.split()
     places = [i for i in range(len(words) - 1) if words[i] != words[i + 1] and "," not in words[i] + words[i + 1]]
     if not places:

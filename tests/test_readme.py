@@ -1,4 +1,4 @@
-"""README's request is answered as README says, by the real teacher."""
+"""The real teacher answers README's request with README's numbers, which are shortened to four decimals there."""
 
 import json
 import re
@@ -14,7 +14,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def same(written, real):
-    """Equal, numbers within 1e-3; digests alike in form only, since they name one conversion of the weights."""
+    """Whether both are equal: numbers within 1e-3, digests in their length, since they depend on the conversion."""
     if isinstance(written, dict):
         return written.keys() == real.keys() and all(same(written[name], real[name]) for name in written)
     if isinstance(written, list):
