@@ -22,7 +22,7 @@ from tvkd_shared.shaping import Shaping
 _Flags: Any = shaping_command("tvkd show", "gamma", "temperature", "potential", "terminal")
 
 
-class Show(_Flags):
+class Show(_Flags):  # type: ignore[misc]
     """Show one pair of a preference data set, coloured token by token by the teacher's shaping."""
 
     # TVKD_STORE is often set for `tvkd serve`; it must not stand against --server.

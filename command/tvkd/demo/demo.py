@@ -12,7 +12,7 @@ from tvkd_shared.settings import shaping_command
 _Flags: Any = shaping_command("tvkd demo", gamma=0.0, potential="entropy", aggregate="mean")
 
 
-class Demo(_Flags):
+class Demo(_Flags):  # type: ignore[misc]
     """Run the main job on a real small teacher: fill a store over HTTP, train students from it. No network."""
 
     output: Path = Field(Path("demo-output"), description="folder for the store, the server's log and summary.json")
