@@ -8,7 +8,7 @@ from dataclasses import fields
 from importlib.metadata import version
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
-from pydantic import Field, ValidationError, create_model, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, create_model, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -90,10 +90,10 @@ def shaping_command(program: str, *choices: str, **defaults: Any) -> Any:
         def shaping(self) -> Shaping:
             return Shaping(**{name: getattr(self, name) for name in flags})
 
-        @model_validator(mode="after")
-        def _check_choices(self) -> "ShapingCommand":
-            _ = self.shaping
-            return self
+        @field_validator(*flags)
+        @classmethod
+        def _check_choice(cls, value: Any, info: ValidationInfo) -> Any:
+            return getattr(Shaping(**{str(info.field_name): value}), str(info.field_name))
 
     return ShapingCommand
 
