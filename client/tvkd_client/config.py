@@ -13,7 +13,7 @@ Source = Literal["server", "bulk", "store"]
 
 
 @dataclass
-class TVKDConfig(DPOConfig, Shaping):
+class TVKDConfig(Shaping, DPOConfig):
     """DPOConfig with the shaping term: L = −log σ(β·[Δ log π_θ/π_ref] + α·[S(chosen) − S(rejected)]).
 
     The choices of shaping and their defaults are those of `Shaping`; α is that of the authors' recipe. α = 0 is DPO to
@@ -51,12 +51,11 @@ class TVKDConfig(DPOConfig, Shaping):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        DPOConfig.__post_init__(self)  # type: ignore[no-untyped-call]
+        Shaping.__post_init__(self)
         self.alpha = finite("alpha", self.alpha)
         if self.max_value_error is not None and finite("max_value_error", self.max_value_error) < 0:
             raise InvalidRequest(f"max_value_error {self.max_value_error} is below 0")
-        for choice in fields(Shaping):
-            setattr(self, choice.name, getattr(self.shaping, choice.name))
         self._check_source()
         self._check_dpo()
 
