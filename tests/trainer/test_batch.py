@@ -115,7 +115,7 @@ def test_a_streamed_data_set_trains_as_a_stored_one(make_trainer, pairs, source)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize(("kind", "message"), [(OneTooMany, "values of"), (OneMissing, "records came")])
+@pytest.mark.parametrize(("kind", "message"), [(OneTooMany, "values of"), (OneMissing, "records for")])
 def test_values_that_do_not_fit_stop_the_run(make_trainer, tiny_teacher, kind, message, workers):
     trainer = make_trainer(alpha=0.7, source=kind(tiny_teacher), dataloader_num_workers=workers)
     # A dataloader worker's error arrives as the same type, with the worker's trace in its message.
