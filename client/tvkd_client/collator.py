@@ -21,9 +21,9 @@ SHAPING = "shaping"
 class ShapingCollator:
     """Calls TRL's collator, then asks the source for the values of the same rows.
 
-    The whole completion is asked for, whatever `max_length` leaves of it, so that keys are the same for every student;
-    the record is cut afterwards. In the main process the request flies while the trainer works on earlier batches; in
-    a dataloader worker blocking is the overlap.
+    Requests the whole completion, however much `max_length` keeps of it, so that keys are the same for every student;
+    the record is cut afterwards. In the main process a thread waits for the values while the trainer works on earlier
+    batches. A dataloader worker waits itself, because it already runs beside the trainer.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class ShapingCollator:
         completions = [list(example[side]) for side in ("chosen_ids", "rejected_ids") for example in examples]
         kept_N = batch["completion_mask"].sum(1).tolist()
         if get_worker_info() is None:
-            promise: Future[Float64] = self._threads().submit(self.shaping, prompts, completions, kept_N)
-            return {**batch, SHAPING: promise}
+            future: Future[Float64] = self._threads().submit(self.shaping, prompts, completions, kept_N)
+            return {**batch, SHAPING: future}
         return {**batch, SHAPING: self.shaping(prompts, completions, kept_N)}
 
     def shaping(
@@ -72,16 +72,18 @@ class ShapingCollator:
                 )
         records = self.source.fetch(prompts, completions)
         if len(records) != len(completions):
-            raise WrongAnswer(f"{len(records)} records came for {len(completions)} completions")
+            raise WrongAnswer(f"the source returned {len(records)} records for {len(completions)} completions")
         shaping_N = []
         for record, completion, kept in zip(records, completions, kept_N, strict=True):
             if record.length != len(completion):
-                raise WrongAnswer(f"values of {record.length} tokens came for a completion of {len(completion)} tokens")
+                raise WrongAnswer(
+                    f"the source returned values of {record.length} tokens for a completion of {len(completion)}"
+                )
             shaping_N.append(self.shaping_of.of(record, kept=kept, end=self._ending.of(completion)))
         return np.array(shaping_N, np.float64)
 
     def close(self) -> None:
-        """Drop the requests not begun, and make those that wait for their server give up. A later call starts anew."""
+        """Cancels requests that have not begun, and stops those that wait for a server. A later call starts again."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
@@ -89,7 +91,7 @@ class ShapingCollator:
             self.source.stop()
 
     def _threads(self) -> ThreadPoolExecutor:
-        # A forked process has the parent's pool and none of its threads: it would wait for ever.
+        # A forked process inherits the parent's pool without its threads, and would wait for ever.
         if self._pool is None or self._process != os.getpid():
             self._pool, self._process = ThreadPoolExecutor(self._concurrency, "values"), os.getpid()
         return self._pool

@@ -57,7 +57,7 @@ class TVKDTrainer(OpenDPOTrainer):
             _check_data(train_dataset, args)
             _check_data(dpo.get("eval_dataset"), args)
             source = source or source_of(args)
-            # Asked before a model is loaded: a server that is not there is known in a second.
+            # This comes before the model is loaded, so that a missing server is reported within a second.
             answering = source.teacher_id
             if args.teacher_id not in (None, answering):
                 raise TeacherMismatch(f"values come from teacher {answering}, not from {args.teacher_id}")
@@ -92,7 +92,7 @@ class TVKDTrainer(OpenDPOTrainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().evaluation_loop(*args, **kwargs)
-        # Not when it ends well: in the middle of training, later batches have been asked for already.
+        # Not after success: in the middle of training, the values of later batches are already requested.
         except BaseException:
             self._close_collator()
             raise
@@ -108,14 +108,14 @@ class TVKDTrainer(OpenDPOTrainer):
         if SHAPING not in inputs:
             return dpo_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
-        promise = inputs.pop(SHAPING)
-        # The reference forward comes before the wait: the values travel meanwhile.
+        pending = inputs.pop(SHAPING)
+        # The reference forward pass comes before the wait, because the values arrive meanwhile.
         if self.precompute_ref_logps:
             references = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         else:
             reference_log_probs: Callable[..., Any] = self.compute_ref_log_probs
             references = reference_log_probs(self.ref_model or self.model, inputs)
-        shaping, waited = _resolved(promise)
+        shaping, waited = _resolved(pending)
 
         reward_B2 = self.alpha * np.stack(np.split(shaping, 2), 1)
         shift_B2 = (reward_B2 - reward_B2.mean(1, keepdims=True)) / self.beta
@@ -175,7 +175,7 @@ class TVKDTrainer(OpenDPOTrainer):
 
 
 def _data_sets(given: Any) -> Iterator[Any]:
-    """The data sets of an argument that is one, a dict of several, None, or a name."""
+    """The data sets in an argument that is a data set, a dict of data sets, None, or a name."""
     for candidate in given.values() if isinstance(given, dict) else [given]:
         if isinstance(candidate, Dataset | IterableDataset):
             yield candidate
@@ -183,13 +183,15 @@ def _data_sets(given: Any) -> Iterator[Any]:
 
 def _check_data(given: Any, args: TVKDConfig) -> None:
     if args.value_source == "bulk" and any(isinstance(rows, IterableDataset) for rows in _data_sets(given)):
-        raise InvalidRequest("value_source bulk needs data sets of known rows, and one here streams; use server")
+        raise InvalidRequest(
+            "value_source bulk needs data sets whose length is known, and a given one streams; use server"
+        )
     _check_images(given)
 
 
 def _check_images(given: Any) -> None:
     if any({"image", "images"} & set(next(iter(rows), {})) for rows in _data_sets(given)):
-        raise InvalidRequest("a data set has images, and values are kept for text tokens only")
+        raise InvalidRequest("a data set has images, and the teacher has values for text only; leave images out")
 
 
 def _resolved(shaping: "np.ndarray | Future[np.ndarray]") -> tuple[np.ndarray, float]:

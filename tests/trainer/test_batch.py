@@ -75,7 +75,7 @@ def test_a_chat_template_s_newline_is_after_the_end(make_trainer, source):
     assert trainer.data_collator([row])[SHAPING].result()[0] == pytest.approx(wanted, abs=1e-9)
 
 
-def test_the_main_process_gets_a_promise_and_a_worker_waits(make_trainer, source):
+def test_the_main_process_gets_a_future_and_a_worker_waits(make_trainer, source):
     ahead = make_trainer(alpha=0.7, gamma=0.9, source=source)
     assert isinstance(ahead.data_collator([ahead.train_dataset[0]])[SHAPING], Future)
     workers = make_trainer(alpha=0.7, gamma=0.9, source=source, dataloader_num_workers=2)
@@ -115,7 +115,7 @@ def test_a_streamed_data_set_trains_as_a_stored_one(make_trainer, pairs, source)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize(("kind", "message"), [(OneTooMany, "values of"), (OneMissing, "records came")])
+@pytest.mark.parametrize(("kind", "message"), [(OneTooMany, "values of"), (OneMissing, "records for")])
 def test_values_that_do_not_fit_stop_the_run(make_trainer, tiny_teacher, kind, message, workers):
     trainer = make_trainer(alpha=0.7, source=kind(tiny_teacher), dataloader_num_workers=workers)
     # A dataloader worker's error arrives as the same type, with the worker's trace in its message.

@@ -118,7 +118,7 @@ def test_without_a_generation_config_the_model_s_own_counts(tmp_path):
     (tmp_path / "config.json").write_text('{"eos_token_id": [2, 9]}')
     assert declared_eos(str(tmp_path)) == [2, 9]
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(InvalidRequest, match=r"config\.json is no JSON object"):
+    with pytest.raises(InvalidRequest, match=r"config\.json is not a JSON object"):
         declared_eos(str(tmp_path))
 
 

@@ -86,7 +86,7 @@ def test_a_fault_of_trl_is_no_mistake_of_the_user(config, monkeypatch):
     def broken(*_, **__):
         raise TypeError("a bug of TRL")
 
-    monkeypatch.setattr("tvkd_client.trainer.DPOTrainer.__init__", broken)
+    monkeypatch.setattr("tvkd_client.trl_private.DPOTrainer.__init__", broken)
     with pytest.raises(TypeError, match="a bug of TRL"):
         tvkd(["train", "--config", config(alpha=0.0)])
 
