@@ -7,14 +7,14 @@ import importlib
 from typing import Any
 
 _MODULES = {
-    "Shaping": "reading",
-    "ServerSource": "source",
-    "StoreSource": "source",
-    "TVKDConfig": "config",
-    "TVKDTrainer": "trainer",
-    "TeacherClient": "http",
-    "ValueSource": "source",
-    "load_preferences": "dataset",
+    "ServerSource": "tvkd_client.source",
+    "Shaping": "tvkd_shared.shaping",
+    "StoreSource": "tvkd_client.source",
+    "TVKDConfig": "tvkd_client.config",
+    "TVKDTrainer": "tvkd_client.trainer",
+    "TeacherClient": "tvkd_client.http",
+    "ValueSource": "tvkd_client.source",
+    "load_preferences": "tvkd_client.dataset",
 }
 
 __all__ = list(_MODULES)
@@ -23,4 +23,4 @@ __all__ = list(_MODULES)
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

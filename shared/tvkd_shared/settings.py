@@ -92,7 +92,10 @@ def shaping_command(program: str, *choices: str, **defaults: Any) -> Any:
 
         @model_validator(mode="after")
         def _check_choices(self) -> "ShapingCommand":
-            _ = self.shaping
+            try:
+                _ = self.shaping
+            except InvalidRequest as error:  # it begins with the setting's name, which is a flag here
+                raise ValueError(f"--{error}") from error
             return self
 
     return ShapingCommand
