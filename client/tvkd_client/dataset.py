@@ -9,7 +9,7 @@ import datasets
 
 from tvkd_shared.errors import InvalidRequest
 
-# datasets reports every load to a download counter, of local files too; nobody asked for that.
+# datasets reports every load to a download counter, of local files too; users did not ask for that.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
 _COLUMNS = ("prompt", "chosen", "rejected")
@@ -53,7 +53,7 @@ def _load(name: str, split: str | None) -> datasets.Dataset | datasets.DatasetDi
     if files:
         return datasets.load_dataset(_format(files), data_files={"train": files}, split=split)
     if any(pattern.search(name) for pattern in _FORMATS.values()) or not is_hub_id(name):
-        raise InvalidRequest(f"no data set at {name}: there is no such file or folder, and it is no hub id")
+        raise InvalidRequest(f"no data set at {name}: there is no such file or folder, and the name is not a hub id")
     return datasets.load_dataset(name, split=split)
 
 
@@ -75,8 +75,8 @@ def _one_split(loaded: datasets.Dataset | datasets.DatasetDict, name: str, split
     if split is None and len(loaded) == 1:
         return next(iter(loaded.values()))
     if split not in loaded:
-        asked = f"has no split {split!r}" if split else "has several splits"
-        raise InvalidRequest(f"data set {name} {asked}; name one of {', '.join(loaded)}")
+        reason = f"has no split {split!r}" if split else "has several splits"
+        raise InvalidRequest(f"data set {name} {reason}; name one of {', '.join(loaded)}")
     return loaded[split]
 
 

@@ -32,14 +32,14 @@ _SCALE = [
 
 
 @dataclass(frozen=True, slots=True)
-class Shaped:
+class TokenShaping:
     """One completion: its tokens as text, and ψ of each, float64 [T]."""
 
     tokens: list[str]
     psi_T: Float64  # noqa: N815 - its shape
 
 
-def draw(prompt: str, chosen: Shaped, rejected: Shaped, shaping: Shaping) -> RenderableType:
+def draw(prompt: str, chosen: TokenShaping, rejected: TokenShaping, shaping: Shaping) -> RenderableType:
     """The prompt, both completions in coloured cells, the scale, and the sums."""
     limit = float(max(np.abs(chosen.psi_T).max(), np.abs(rejected.psi_T).max())) or 1.0
     parts: list[RenderableType] = [Text(prompt.strip(), style="italic"), Text()]
@@ -62,7 +62,7 @@ def write(picture: RenderableType, *, html: Path | None = None, svg: Path | None
 class _Cells:
     """Tokens over their ψ, as many to a line as fit."""
 
-    def __init__(self, side: Shaped, limit: float) -> None:
+    def __init__(self, side: TokenShaping, limit: float) -> None:
         self._side, self._limit = side, limit
 
     def __rich_console__(self, console: Console, options: object) -> "list[Text]":
@@ -110,7 +110,7 @@ def _legend(limit: float, shaping: Shaping) -> Text:
     )
 
 
-def _sums(chosen: Shaped, rejected: Shaped) -> Table:
+def _sums(chosen: TokenShaping, rejected: TokenShaping) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("", "Σψ", "T", "Σψ / T"):
         table.add_column(name, justify="right" if name else "left")

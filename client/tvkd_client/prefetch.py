@@ -1,6 +1,6 @@
 """`tvkd prefetch`: fill a server's store with the values of a preference data set.
 
-The store is the state: a run that was stopped is repeated, and what is there already costs a look-up.
+The store is the state: a run that was stopped is repeated, and what is stored already costs only a look-up.
 """
 
 import sys
@@ -95,14 +95,14 @@ def _fitting(pairs: datasets.Dataset, teacher: TeacherInfo, *, skip_too_long: bo
     if not too_long_N.any():
         return pairs
     limit = f"the teacher's {teacher.longest_sequence:,} tokens"
-    found = f"{too_long_N.sum():,} of {len(pairs):,} pairs are longer than {limit}"
+    summary = f"{too_long_N.sum():,} of {len(pairs):,} pairs are longer than {limit}"
     row = int(longest_N.argmax())
     if not skip_too_long or too_long_N.all():
         raise SequenceTooLong(
-            f"{found} (row {row} has {longest_N[row]:,}); shorten them, or leave them out here and in training: "
+            f"{summary} (row {row} has {longest_N[row]:,}); shorten them, or leave them out here and in training: "
             "--skip-too-long"
         )
-    _say(f"{found} and are left out: the trainer will not find their values")
+    _say(f"{summary} and are left out: the trainer will not find their values")
     return pairs.select(np.flatnonzero(~too_long_N))
 
 

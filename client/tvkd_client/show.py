@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tvkd_client.dataset import load_preferences
 from tvkd_client.ending import Ending, declared_eos
-from tvkd_client.picture import Shaped, draw, write
+from tvkd_client.picture import TokenShaping, draw, write
 from tvkd_client.preference_tokens import check_vocabulary, load_tokenizer, tokenize_preferences
 from tvkd_client.source import ServerSource, StoreSource
 from tvkd_shared.errors import InvalidRequest
@@ -61,7 +61,7 @@ def show(settings: Show) -> int:
     sides = [pair["chosen_ids"], pair["rejected_ids"]]
     records = _source(settings, shaping, tokenizer).fetch([pair["prompt_ids"]] * 2, sides)
     ending = Ending(tokenizer, declared_eos(settings.tokenizer))
-    chosen, rejected = (shaped(*side, shaping, ending, tokenizer) for side in zip(sides, records, strict=True))
+    chosen, rejected = (token_shaping(*side, shaping, ending, tokenizer) for side in zip(sides, records, strict=True))
     picture = draw(str(tokenizer.decode(pair["prompt_ids"])), chosen, rejected, shaping)
     Console().print(picture)
     if settings.html or settings.svg:
@@ -69,12 +69,12 @@ def show(settings: Show) -> int:
     return 0
 
 
-def shaped(
+def token_shaping(
     completion: Sequence[int], record: Record, shaping: Shaping, ending: Ending, tokenizer: PreTrainedTokenizerBase
-) -> Shaped:
+) -> TokenShaping:
     """ψ of each token of a completion, from its record, and the tokens as text."""
     psi_T = shaping.psi(record, kept=len(completion), end=ending.of(completion))
-    return Shaped([str(tokenizer.decode([token])) for token in completion], psi_T)
+    return TokenShaping([str(tokenizer.decode([token])) for token in completion], psi_T)
 
 
 def _source(settings: Show, shaping: Shaping, tokenizer: PreTrainedTokenizerBase) -> ServerSource | StoreSource:

@@ -61,7 +61,7 @@ def _parse(argv: list[str]) -> tuple[ScriptArguments, TVKDConfig, ModelConfig, D
     if not model.model_name_or_path:
         raise InvalidRequest("model_name_or_path is not set: the student's folder or hub id")
     if not Path(model.model_name_or_path).is_dir() and not is_hub_id(model.model_name_or_path):
-        raise InvalidRequest(f"model_name_or_path {model.model_name_or_path} is no folder, and it is no hub id")
+        raise InvalidRequest(f"model_name_or_path {model.model_name_or_path} is neither a folder nor a hub id")
     return script, training, model, mixture
 
 

@@ -155,13 +155,13 @@ def test_a_certificate_tells_wrong_values(filled, capsys, tiny_teacher, tmp_path
 @pytest.mark.parametrize(
     "arguments, line",
     [
-        (["melt"], "no action 'melt'; there are info, verify"),
+        (["melt"], "no command 'melt'; there are info, verify"),
         (["info"], "--store is needed"),
         (["info", "--store", "{tmp}/none"], "there is no store at"),
         (["compact", "--store", "{tmp}/none"], "there is no store at"),
         (["import", "--store", "{tmp}/new", "--source", "{tmp}/none"], "there is no store at"),
-        (["import", "--store", "{tmp}/new", "--source", "{values}/../pairs.jsonl"], "no archive of one"),
-        (["export", "--store", "{values}", "--output", "{tmp}"], "is there already"),
+        (["import", "--store", "{tmp}/new", "--source", "{values}/../pairs.jsonl"], "neither a store nor an archive"),
+        (["export", "--store", "{values}", "--output", "{tmp}"], "exists already"),
         (["export", "--store", "{values}", "--output", "{tmp}/x", "--teacher-id", "me"], "has no teacher me"),
         (["verify", "--store", "{values}", "--rescore", "3"], "give all four, or none"),
         (["verify", "--store", "ftp://host/x"], "ftp is none of s3, gs, az"),

@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from tvkd.demo.margins import Judgement
+from tvkd.demo.margins import MarginStatistics
 from tvkd.demo.report import Fill, Summary, show
 from tvkd.demo.training import HeldOut
 from tvkd_shared.shaping import Shaping
@@ -16,7 +16,7 @@ SUMMARY = Summary(
     bytes_in_log=40.0, bytes_sealed=20.0,
     bytes_alternatives={"top_50_json_lines": 1400.0, "full_bf16_logits": 98304.0},
     fills=(Fill(60.0, 200, 3100), Fill(1.5, 0, 0)),
-    readings={"one": Judgement(0.8, -0.25, 1.0), "other": Judgement(0.4, None, 1.0)},
+    readings={"one": MarginStatistics(0.8, -0.25, 1.0), "other": MarginStatistics(0.4, None, 1.0)},
     shaping=Shaping(gamma=0.0, potential="entropy", aggregate="mean"), alpha=1.7, train_pairs=80, heldout_pairs=20,
     heldout={"DPO": HeldOut(0.65, 0.05, 0.1, 0.68)}, seconds={"teacher": 20.0},
 )  # fmt: skip

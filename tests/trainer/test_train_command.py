@@ -58,7 +58,7 @@ def test_flags_override_the_file_and_lora_is_a_setting(config, tmp_path):
         (["--potential", "q"], "invalid choice"),
         (["--num_processes", "2"], "unknown settings: --num_processes"),
         (["--dataset_name", "none.jsonl"], "no data set at none.jsonl"),
-        (["--alpha", "0", "--model_name_or_path", "/none"], "/none is no folder"),
+        (["--alpha", "0", "--model_name_or_path", "/none"], "/none is neither a folder"),
         (["--alpha", "0", "--model_name_or_path", "tests"], "model tests cannot be read"),
         (["--value_source", "store", "--store", "/none"], "/none"),
         (["--value_source", "server", "--server", "localhost"], "is not a URL"),

@@ -1,4 +1,4 @@
-"""The control: every pair is trained with another pair's shaping, so that only the numbers' spread remains."""
+"""The control run: every pair is trained with the shaping of another pair, so only the numbers' spread remains."""
 
 import random
 from collections import defaultdict
@@ -13,8 +13,8 @@ from tvkd_shared.record import Record
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """Rows of the data set by what they serve for, and the control's permutation.
+class Split:
+    """Which rows of the data set are used for what, and the permutation of the control.
 
     train    rows of the train split; the student is fine-tuned on their chosen completions
     used     those of them that the three runs train on
@@ -28,7 +28,7 @@ class Choice:
     partner: dict[int, int]
 
 
-def choose(tokens: Dataset, most: int, seed: int) -> Choice:
+def choose(tokens: Dataset, most: int, seed: int) -> Split:
     """At most `most` pairs to train on, each with a partner, and the held-out ones.
 
     `tokens` has columns split, prompt_ids, chosen_ids and rejected_ids. Raises InvalidRequest when either is empty.
@@ -44,24 +44,24 @@ def choose(tokens: Dataset, most: int, seed: int) -> Choice:
         raise InvalidRequest(
             f"of {len(tokens)} pairs {len(partner)} can be trained on and {len(unseen)} are held out; take more"
         )
-    return Choice(train, [train[index] for index in sorted(partner)][:most], unseen, partner)
+    return Split(train, [train[index] for index in sorted(partner)][:most], unseen, partner)
 
 
 def partners(lengths: Sequence[tuple[int, int]], seed: int) -> dict[int, int]:
-    """For each pair another one whose completions have the same two lengths: a permutation with no fixed point.
+    """For each pair another pair whose completions have the same two lengths: a permutation with no fixed point.
 
-    A record must have its completion's length. Pairs that have no such other are left out.
+    The lengths must agree because a record has its completion's length. A pair without a partner is omitted.
     """
     alike: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, both in enumerate(lengths):
         alike[both].append(index)
     chance = random.Random(seed)  # noqa: S311 - a permutation, not a secret
-    found: dict[int, int] = {}
+    partner: dict[int, int] = {}
     for group in alike.values():
         if len(group) > 1:
             chance.shuffle(group)
-            found.update(zip(group, group[1:] + group[:1], strict=True))
-    return found
+            partner.update(zip(group, group[1:] + group[:1], strict=True))
+    return partner
 
 
 class ShuffledSource:
@@ -71,9 +71,9 @@ class ShuffledSource:
         self.source = source
         prompts = train["prompt_ids"][:]
         self._answered_by = {
-            (tuple(prompts[own]), tuple(completions[own])): (prompts[other], completions[other])
+            (tuple(prompts[row]), tuple(completions[row])): (prompts[other], completions[other])
             for completions in (train["chosen_ids"][:], train["rejected_ids"][:])
-            for own, other in partner.items()
+            for row, other in partner.items()
         }
 
     @property
@@ -82,6 +82,6 @@ class ShuffledSource:
 
     def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Record]:
         """Record of each completion's partner. Raises KeyError for a completion that has none."""
-        asked = zip(prompts, completions, strict=True)
-        others = [self._answered_by[tuple(prompt), tuple(completion)] for prompt, completion in asked]
+        pairs = zip(prompts, completions, strict=True)
+        others = [self._answered_by[tuple(prompt), tuple(completion)] for prompt, completion in pairs]
         return self.source.fetch([prompt for prompt, _ in others], [completion for _, completion in others])

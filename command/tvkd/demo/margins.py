@@ -20,7 +20,7 @@ READINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class MarginStatistics:
     """agreement      share of pairs whose margin S(chosen) − S(rejected) is above 0
     length_correlation  Pearson's, of the margin with T(chosen) − T(rejected); None when one of them does not vary
     deviation           standard deviation of the margin
@@ -67,11 +67,11 @@ def log_prob_margins(records: Records) -> Float64:
     return _margins(records, lambda record: float(log_prob(record.action_logits, record.values[1.0][:-1]).sum()))
 
 
-def judge(margins_N: Float64, records: Records) -> Judgement:
+def margin_statistics(margins_N: Float64, records: Records) -> MarginStatistics:
     lengths_N = np.array([chosen.length - rejected.length for chosen, rejected in records], np.float64)
     varied = margins_N.std() > 0 and lengths_N.std() > 0
     correlation = float(np.corrcoef(margins_N, lengths_N)[0, 1]) if varied else None
-    return Judgement(float((margins_N > 0).mean()), correlation, float(margins_N.std()))
+    return MarginStatistics(float((margins_N > 0).mean()), correlation, float(margins_N.std()))
 
 
 def _margins(records: Records, score: Callable[[Record], float]) -> Float64:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tvkd.demo.margins import Judgement
+from tvkd.demo.margins import MarginStatistics
 from tvkd.demo.training import HeldOut
 from tvkd_shared.shaping import Shaping
 
@@ -35,7 +35,7 @@ class Summary:
     bytes_sealed: float
     bytes_alternatives: dict[str, float]
     fills: tuple[Fill, Fill]
-    readings: dict[str, Judgement]
+    readings: dict[str, MarginStatistics]
     shaping: Shaping
     alpha: float
     train_pairs: int
@@ -100,9 +100,9 @@ def _fills(summary: Summary) -> Table:
 def _readings(summary: Summary) -> Table:
     title = f"The margin between chosen and rejected, before any training, {summary.pairs:,} pairs"
     table = _table(title, "Shaping", "agrees with the label", "correlation with length")
-    for name, judgement in summary.readings.items():
-        correlation = "–" if judgement.length_correlation is None else f"{judgement.length_correlation:+.2f}"
-        table.add_row(name, f"{judgement.agreement:.0%}", correlation)
+    for name, statistics in summary.readings.items():
+        correlation = "–" if statistics.length_correlation is None else f"{statistics.length_correlation:+.2f}"
+        table.add_row(name, f"{statistics.agreement:.0%}", correlation)
     return table
 
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from tvkd.demo.control import ShuffledSource, choose
 from tvkd.demo.demo import Demo
 from tvkd.demo.logit_bytes import logit_bytes
-from tvkd.demo.margins import READINGS, Records, judge, log_prob_margins, shaping_margins, shaping_weight
+from tvkd.demo.margins import READINGS, Records, log_prob_margins, margin_statistics, shaping_margins, shaping_weight
 from tvkd.demo.pairs import pairs_file
 from tvkd.demo.report import Fill, Summary, show
 from tvkd.demo.server import Server, running_server
@@ -68,8 +68,10 @@ def run(settings: Demo) -> int:
     tokens = tokenize_preferences(pairs, tokenizer)
     with clock.stage("margins and logit bytes"):
         records = _records(source, tokens)
-        judgements = {name: judge(shaping_margins(records, one), records) for name, one in READINGS.items()}
-        judgements["the teacher's own log-prob"] = judge(log_prob_margins(records), records)
+        statistics = {
+            name: margin_statistics(shaping_margins(records, choices), records) for name, choices in READINGS.items()
+        }
+        statistics["the teacher's own log-prob"] = margin_statistics(log_prob_margins(records), records)
         split = choose(tokens, settings.steps * BATCH, settings.seed)
         alpha = shaping_weight([records[index] for index in split.used], shaping)
         sample = tokens.select(range(min(_SAMPLE, len(tokens))))
@@ -106,7 +108,7 @@ def run(settings: Demo) -> int:
         bytes_sealed=sealed.bytes / sealed.tokens,
         bytes_alternatives=alternatives,
         fills=fills,
-        readings=judgements,
+        readings=statistics,
         shaping=shaping,
         alpha=alpha,
         train_pairs=len(split.used),

@@ -27,8 +27,8 @@ class Server:
 
     def counter(self, name: str) -> int:
         """A counter of `GET /metrics`, 0 before its first event."""
-        found = re.search(rf"^{name} (\S+)$", httpx.get(f"{self.url}/metrics").text, re.MULTILINE)
-        return int(float(found[1])) if found else 0
+        sample = re.search(rf"^{name} (\S+)$", httpx.get(f"{self.url}/metrics").text, re.MULTILINE)
+        return int(float(sample[1])) if sample else 0
 
 
 @contextmanager
@@ -37,23 +37,13 @@ def running_server(model: Path, store: Path, log: Path, *flags: str) -> Iterator
 
     Raises TeacherUnavailable, with the end of its log, when it dies or is not ready in five minutes.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "tvkd.cli",
-        "serve",
-        "--port",
-        "0",
-        "--model",
-        str(model),
-        "--store",
-        str(store),
-        *flags,
-    ]
-    # A key or a token of the user's other server must not close this one to us.
+    serve = ["serve", "--port", "0", f"--model={model}", f"--store={store}", *flags]
+    # Settings that the user made for another server, such as an API key, must not reach this one.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TVKD_")}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tvkd.cli", *serve], stdout=output, stderr=output, env=environment
+        )
     server = Server(process, log)
     try:
         _wait_until_ready(server)
@@ -72,8 +62,8 @@ def _wait_until_ready(server: Server) -> None:
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
             raise TeacherUnavailable(f"the server ended with {server.process.returncode}:\n{_end_of(server.log)}")
-        if found := re.search(r"listening on (http://\S+)", server.log.read_text(errors="replace")):
-            server.url = found[1]
+        if address := re.search(r"listening on (http://\S+)", server.log.read_text(errors="replace")):
+            server.url = address[1]
             try:
                 if httpx.get(f"{server.url}/readyz").status_code == httpx.codes.OK:
                     return

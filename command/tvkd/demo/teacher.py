@@ -29,7 +29,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def made_once(target: Path) -> Iterator[Path | None]:
-    """A fresh folder to fill, which becomes `target` when the block ends well; None when `target` is there already.
+    """A fresh folder to fill, which becomes `target` when the block ends well; None when `target` exists already.
 
     Renamed at the end, so a half-made target is never seen; locked, so a second process waits and then finds it. The
     lock dies with its process, and what a killed one left behind is removed.
@@ -40,8 +40,8 @@ def made_once(target: Path) -> Iterator[Path | None]:
         if target.exists():
             yield None
             return
-        for left in target.parent.glob(f".{target.name}.making-*"):
-            shutil.rmtree(left)
+        for abandoned in target.parent.glob(f".{target.name}.making-*"):
+            shutil.rmtree(abandoned)
         making = Path(tempfile.mkdtemp(prefix=f".{target.name}.making-", dir=target.parent))
         try:
             yield making
@@ -67,8 +67,8 @@ def teacher_directory(console: Console | None = None) -> Path:
 
 def gguf_file() -> Path:
     """The teacher's file in the installed wheel. Raises TeacherUnavailable when the wheel is not installed."""
-    found = importlib.util.find_spec(_WHEEL)  # found, not imported: importing it would load llama.cpp
-    for folder in (found and found.submodule_search_locations) or ():
+    spec = importlib.util.find_spec(_WHEEL)  # importing the package would load llama.cpp
+    for folder in (spec and spec.submodule_search_locations) or ():
         if (Path(folder) / _GGUF).is_file():
             return Path(folder) / _GGUF
     raise TeacherUnavailable(

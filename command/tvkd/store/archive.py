@@ -28,11 +28,11 @@ _CARD = Template((Path(__file__).parent / "card.md").read_text(encoding="utf-8")
 def export(
     store: StoreReader, output: str, teacher: str | None, *, segment_bytes: int, progress: Progress
 ) -> CopyCounts:
-    """Write a teacher's values to a new directory or .zip file. Raises InvalidRequest when something is there already,
-    or when the store holds several teachers and none is named."""
+    """Write a teacher's values to a new directory or .zip file. Raises InvalidRequest when the output exists already,
+    or when the store holds several teachers and no name is given."""
     target = Path(output)
     if target.exists():
-        raise InvalidRequest(f"--output {output} is there already; name a new one")
+        raise InvalidRequest(f"--output {output} exists already; name a new one")
     name = _chosen(store, teacher)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
     try:
@@ -70,7 +70,7 @@ def take_in(
 def opened(place: str) -> Iterator[StoreReader]:
     """A store's directory, URL or .zip file, to read. Errors inside name the file, not where it was unpacked.
 
-    Raises InvalidRequest for a file that is no archive, or an encrypted one, StoreUnavailable when there is no room to
+    Raises InvalidRequest for a file that is not an archive, or is encrypted; StoreUnavailable when there is no room to
     unpack it.
     """
     if "://" in place or Path(place).is_dir() or not Path(place).exists():
@@ -92,11 +92,11 @@ def left_out(done: CopyCounts) -> str:
     return f"; {done.damaged} damaged blocks were left out" if done.damaged else ""
 
 
-def card(said: dict[str, Any], teacher: str) -> str:
+def card(contents: dict[str, Any], teacher: str) -> str:
     """README.md of an export, as dataset hubs show it."""
-    own = said["teachers"][teacher]
-    known = own["provenance"] or {}
-    certificates = [info.certificate_line(one) for one in said["certificates"]] or ["none"]
+    summary = contents["teachers"][teacher]
+    known = summary["provenance"] or {}
+    certificates = [info.certificate_line(certificate) for certificate in contents["certificates"]] or ["none"]
     return _CARD.substitute(
         teacher_id=teacher,
         name=known.get("name", "unknown"),
@@ -106,12 +106,12 @@ def card(said: dict[str, Any], teacher: str) -> str:
         vocab_size=known.get("vocab_size", "unknown"),
         tokenizer_digest=known.get("tokenizer_digest") or "unknown",
         chat_template_digest=known.get("chat_template_digest") or "none",
-        sequences=f"{own['sequences']:,}",
-        tokens=f"{own['tokens']:,}",
-        bytes_per_token=f"{own['bytes_per_token']:.1f}",
-        temperatures=", ".join(map(str, own["temperatures"])),
-        mantissa_bits=said["mantissa_bits"],
-        relative_error=f"{said['relative_error']:.1e}",
+        sequences=f"{summary['sequences']:,}",
+        tokens=f"{summary['tokens']:,}",
+        bytes_per_token=f"{summary['bytes_per_token']:.1f}",
+        temperatures=", ".join(map(str, summary["temperatures"])),
+        mantissa_bits=contents["mantissa_bits"],
+        relative_error=f"{contents['relative_error']:.1e}",
         value_definition=known.get("value_definition", VALUE_DEFINITION),
         certificates="\n".join(f"- {line}" for line in certificates),
     )
@@ -123,7 +123,7 @@ def _is_there(store: str) -> bool:
     except NoStore:
         return False
     except Damaged:
-        pass  # it is mended when it is opened
+        pass  # opening the store repairs it
     return True
 
 
@@ -132,7 +132,7 @@ def _unpack(place: str, folder: str) -> None:
         with zipfile.ZipFile(place) as archive:
             archive.extractall(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise InvalidRequest(f"{place} is no store and no archive of one: {error}") from error
+        raise InvalidRequest(f"{place} is neither a store nor an archive of a store: {error}") from error
     except RuntimeError as error:
         raise InvalidRequest(
             f"{place} is encrypted, or packed as Python cannot unpack it; unpack it, and name the folder"
@@ -159,7 +159,7 @@ def _chosen(store: StoreReader, teacher: str | None) -> str:
 
 
 def _zip(folder: Path, target: Path) -> None:
-    """One file, whole or not at all; stored, for the values are compressed already."""
+    """One file, whole or not at all; not deflated, because the values are compressed already."""
     unfinished = target.with_name(f".{target.name}.unfinished")
     try:
         with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:

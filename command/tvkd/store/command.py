@@ -21,17 +21,17 @@ Item = TypeVar("Item")
 
 
 class Action(Command):
-    """What every action is told."""
+    """What every action of `tvkd store` has in common."""
 
     store: str = Field(description="the store: a directory, or s3://…, gs://…, az://…")
     json_: bool = Field(False, alias="json", description="print JSON, for programs")
 
     def tell(self, result: Any, line: str) -> None:
-        """Print the result, one way or the other."""
+        """Print the result as JSON, or else the line."""
         print(json.dumps(result, indent=1) if self.json_ else line)
 
     def bar(self, what: str) -> Callable[[list[Item]], Iterable[Item]]:
-        """A progress bar on standard error, where somebody watches."""
+        """A progress bar on standard error, when it is a terminal."""
         console = Console(stderr=True)
         return lambda items: track(items, what, console=console, disable=not console.is_terminal or self.json_)
 
@@ -40,11 +40,11 @@ class Info(Action, cli_prog_name="tvkd store info"):
     """What is in a store, by teacher: sequences, tokens, bytes a token, segments, temperatures, provenance."""
 
     def run(self) -> int:
-        said = info.gather(StoreReader(self.store))
+        result = info.gather(StoreReader(self.store))
         if self.json_:
-            self.tell(said, "")
+            self.tell(result, "")
         else:
-            Console().print(info.table(said))
+            Console().print(info.table(result))
         return 0
 
 
@@ -78,7 +78,7 @@ class Verify(Action, cli_prog_name="tvkd store verify"):
                 store, self.rescore, model=str(self.model), dataset=str(self.dataset), tokenizer=str(self.tokenizer),
                 split=self.split, seed=self.seed, progress=self.bar("Computing again"),
             )  # fmt: skip
-        said = {
+        result = {
             "segments": len(store.catalog.segments),
             "problems": [asdict(problem) for problem in problems],
             "certificate": certificate.model_dump() if certificate else None,
@@ -87,7 +87,7 @@ class Verify(Action, cli_prog_name="tvkd store verify"):
         lines.append(f"{len(problems)} problems in {len(store.catalog.segments)} segments and what is beside them")
         if certificate:
             lines.append(info.certificate_line(certificate.model_dump()))
-        self.tell(said, "\n".join(lines))
+        self.tell(result, "\n".join(lines))
         return 1 if problems else 0
 
 

@@ -19,16 +19,16 @@ def gather(store: StoreReader) -> dict[str, Any]:
     entries = list(store.catalog.segments.values())
     of_teacher = {}
     for teacher in sorted({entry.teacher for entry in entries} | provenance.keys()):
-        own = [entry for entry in entries if entry.teacher == teacher]
-        tokens, size = sum(entry.tokens for entry in own), sum(entry.bytes for entry in own)
+        segments = [entry for entry in entries if entry.teacher == teacher]
+        tokens, size = sum(entry.tokens for entry in segments), sum(entry.bytes for entry in segments)
         of_teacher[teacher] = {
-            "sequences": sum(entry.sequences for entry in own),
+            "sequences": sum(entry.sequences for entry in segments),
             "tokens": tokens,
             "bytes": size,
             "bytes_per_token": size / tokens if tokens else 0.0,
-            "segments": len(own),
+            "segments": len(segments),
             "temperatures": sorted(
-                {tau for entry in own for tau in map(temperature_of, entry.columns) if tau is not None}
+                {tau for entry in segments for tau in map(temperature_of, entry.columns) if tau is not None}
             ),
             "provenance": provenance.get(teacher),
         }
@@ -50,34 +50,35 @@ def gather(store: StoreReader) -> dict[str, Any]:
     }
 
 
-def table(said: Mapping[str, Any]) -> RenderableType:
+def table(contents: Mapping[str, Any]) -> RenderableType:
     """The same for people."""
     precision = (
         "float32, exact"
-        if not said["relative_error"]
-        else f"float32 with {said['mantissa_bits']} of 23 mantissa bits: each number within "
-        f"{said['relative_error']:.1e} of itself (at 25: {25 * said['relative_error']:.4f})"
+        if not contents["relative_error"]
+        else f"float32 with {contents['mantissa_bits']} of 23 mantissa bits: each number within "
+        f"{contents['relative_error']:.1e} of itself (at 25: {25 * contents['relative_error']:.4f})"
     )
     lines = [
-        f"{said['store']}: format {said['version']}, {precision}",
-        f"{said['sequences']:,} sequences, {said['tokens']:,} tokens, {said['bytes']:,} bytes "
-        f"({said['bytes_per_token']:.1f} a token), {said['segments']} segments, {said['in_log']:,} blocks in the log, "
-        f"{said['commits']} commits",
+        f"{contents['store']}: format {contents['version']}, {precision}",
+        f"{contents['sequences']:,} sequences, {contents['tokens']:,} tokens, {contents['bytes']:,} bytes "
+        f"({contents['bytes_per_token']:.1f} a token), {contents['segments']} segments, "
+        f"{contents['in_log']:,} blocks in the log, {contents['commits']} commits",
     ]
     rows = Table("teacher", "", box=None, show_header=False, pad_edge=False)
-    for teacher, own in said["teachers"].items():
-        known = own["provenance"] or {}
+    for teacher, summary in contents["teachers"].items():
+        known = summary["provenance"] or {}
         rows.add_row(teacher, f"{known.get('name', 'unknown')}, {known.get('dtype', '?')}, {_engine(known)}")
         rows.add_row(
             "",
-            f"{own['sequences']:,} sequences, {own['tokens']:,} tokens, {own['bytes_per_token']:.1f} bytes a token in "
-            f"{own['segments']} segments, temperatures {', '.join(map(str, own['temperatures'])) or 'none'}",
+            f"{summary['sequences']:,} sequences, {summary['tokens']:,} tokens, {summary['bytes_per_token']:.1f} bytes "
+            f"a token in {summary['segments']} segments, "
+            f"temperatures {', '.join(map(str, summary['temperatures'])) or 'none'}",
         )
-        for certificate in said["certificates"]:
+        for certificate in contents["certificates"]:
             if certificate["teacher"] == teacher:
                 rows.add_row("", certificate_line(certificate))
-    if said["corrupt"]:
-        lines.append(f"{said['corrupt']} checks failed; `tvkd store verify` names the files")
+    if contents["corrupt"]:
+        lines.append(f"{contents['corrupt']} checks failed; `tvkd store verify` names the files")
     return Group(*lines, rows)
 
 

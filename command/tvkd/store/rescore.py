@@ -76,12 +76,12 @@ def _teacher(store: StoreReader, model: str) -> str:
 def _questions(dataset: str, tokenizer: str, split: str | None, teacher: str) -> list[Question]:
     """Every completion of the data set, each once."""
     datasets.disable_progress_bars()
-    found: dict[bytes, Question] = {}
+    questions: dict[bytes, Question] = {}
     for row in tokenize_preferences(load_preferences(dataset, split), load_tokenizer(tokenizer)):
         prompt, completions = list(row["prompt_ids"]), [list(row["chosen_ids"]), list(row["rejected_ids"])]
         for key, completion in zip(completion_keys(teacher, prompt, completions), completions, strict=True):
-            found[key] = (prompt, completion, key)
-    return list(found.values())
+            questions[key] = (prompt, completion, key)
+    return list(questions.values())
 
 
 def _sample(store: StoreReader, questions: list[Question], sequences: int, seed: int) -> list[Question]:
@@ -90,7 +90,9 @@ def _sample(store: StoreReader, questions: list[Question], sequences: int, seed:
     stored: list[Question] = []
     for start in range(0, len(questions), _AT_ONCE):
         batch = questions[start : start + _AT_ONCE]
-        stored += [one for one, record in zip(batch, store.get([key for *_, key in batch]), strict=True) if record]
+        stored += [
+            question for question, record in zip(batch, store.get([key for *_, key in batch]), strict=True) if record
+        ]
         if len(stored) >= sequences:
             return stored[:sequences]
     raise NotCached(
