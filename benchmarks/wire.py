@@ -3,9 +3,10 @@
     python benchmarks/wire.py [--requests 300] [--tokens 300]
 
 A real `tvkd serve` with a tiny random teacher, pinned to one core, is asked again and again for 64 completions (32
-prompts with two each) that its store holds, with entropies. The time is the CPU time of the server's process, user and
-system, so that the asking process costs nothing. The bare app, under the same uvicorn, decodes the same Arrow request
-with pyarrow and encodes an answer of the same bytes: it neither checks, nor makes keys, nor looks anything up.
+prompts with two each) that its store holds in sealed segments, with entropies. The time is the CPU time of the
+server's process, user and system, so that the asking process costs nothing. The bare app, under the same uvicorn,
+decodes the same Arrow request with pyarrow and encodes an answer of the same bytes: it neither checks, nor makes keys,
+nor looks anything up.
 Tokens are those of the completions.
 """
 
@@ -114,7 +115,8 @@ def main() -> None:
     ours, bare = (f"http://127.0.0.1:{arguments.port + offset}" for offset in (0, 1))
     with tempfile.TemporaryDirectory() as temporary, httpx.Client(timeout=120) as client:
         model = teacher(Path(temporary) / "teacher")
-        serve = ["-m", "tvkd.cli", "serve", "--model", model, "--store", f"{temporary}/store", "--port", arguments.port]
+        serve = ["-m", "tvkd.cli", "serve", "--model", model, "--store", f"{temporary}/store"]
+        serve += ["--port", arguments.port, "--seal-bytes", 1000]
         echoing = [__file__, "--echo", "--port", arguments.port + 1]
         server = started([sys.executable, *map(str, serve)], f"{ours}/readyz")
         other = started([sys.executable, *map(str, echoing)], f"{bare}/answer")
@@ -125,6 +127,7 @@ def main() -> None:
 
             potentials = f"{ours}/v1/potentials"
             ask(potentials, JSON, JSON).raise_for_status()
+            time.sleep(3)  # until what was computed is sealed into a segment
             client.post(f"{bare}/answer", content=ask(potentials, ARROW, ARROW).content).raise_for_status()
             tokens = 2 * PROMPTS * arguments.tokens
             print(f"{2 * PROMPTS} completions × {arguments.tokens} tokens a request, all cached, with entropies\n")

@@ -76,7 +76,7 @@ def test_every_combination_of_json_and_arrow_says_the_same(server):
     ],
 )
 def test_the_answer_comes_as_accept_prefers(accept, expected):
-    assert codec_of_answer(accept).MEDIA_TYPE == expected
+    assert expected == codec_of_answer(accept).MEDIA_TYPE
 
 
 @pytest.mark.parametrize("accept", ["text/html", f"{JSON};q=0", "*/*;q=0", "nonsense", ";;,"])
