@@ -65,9 +65,9 @@ _REQUEST = {"content": {JSON: {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"])}, A
 )
 async def potentials(request: Request, service: Ready) -> Response:
     """Values of each completion after each prompt: from the store, else from the teacher and then stored."""
+    body = await request.body()
     reading = codec_of_request(request.headers.get("content-type", ""))
     writing = codec_of_answer(request.headers.get("accept", ""))
-    body = await request.body()
     question: PotentialsRequest = await _convert(reading.decode_request, body, len(body))
     if writing.MEDIA_TYPE == ARROW and any(isinstance(item, TextItem) for item in question.items):
         raise InvalidRequest(f"text items are answered as JSON alone; send `Accept: {JSON}`, or token ids")
