@@ -1,16 +1,15 @@
 """Single flight: a key is looked up and computed by one request at a time; all others that ask for it wait for that."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 
 from tvkd_shared.errors import Overloaded
 from tvkd_shared.record import Record
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Landing:
     """A record and whether the teacher computed it for this flight; otherwise the store had it."""
 
@@ -33,13 +32,9 @@ class Flights:
             flight = self._flights.get((key, columns))
             if flight is None:
                 own[key] = self._flights[key, columns] = create()
-                own[key].add_done_callback(partial(self._land, (key, columns)))
             elif key not in own:
                 others[key] = flight
-        return Claim(own, others)
-
-    def _land(self, name: tuple[bytes, tuple[str, ...]], _flight: Flight) -> None:
-        del self._flights[name]
+        return Claim(own, others, lambda key: self._flights.pop((key, columns)))
 
 
 class Claim:
@@ -49,8 +44,9 @@ class Claim:
     about this request and not about the key, those who wait claim the key themselves.
     """
 
-    def __init__(self, own: dict[bytes, Flight], others: dict[bytes, Flight]) -> None:
-        self._own, self._others = own, others
+    def __init__(self, own: dict[bytes, Flight], others: dict[bytes, Flight], end: Callable[[bytes], Flight]) -> None:
+        """`end` makes a key free again and returns its flight."""
+        self._own, self._others, self._end = own, others, end
 
     @property
     def keys(self) -> list[bytes]:
@@ -59,12 +55,13 @@ class Claim:
 
     def land(self, landings: Mapping[bytes, Landing]) -> None:
         for key, landing in landings.items():
-            self._own[key].set_result(landing)
+            self._end(key).set_result(landing)
 
     def fail(self, keys: Iterable[bytes], error: Exception) -> None:
         for key in keys:
-            self._own[key].set_exception(error)
-            self._own[key].exception()  # read once, so that asyncio does not warn when nobody waits
+            flight = self._end(key)
+            flight.set_exception(error)
+            flight.exception()  # read once, so that asyncio does not warn when nobody waits
 
     async def others(self) -> dict[bytes, Landing]:
         """What others landed, without the keys that they gave up. Raises the error of a flight that failed."""
@@ -81,5 +78,6 @@ class Claim:
         flying = [key for key, flight in self._own.items() if not flight.done()]
         if isinstance(error, Exception) and not isinstance(error, Overloaded):
             self.fail(flying, error)
-        for key in flying:
-            self._own[key].cancel()
+        else:
+            for key in flying:
+                self._end(key).cancel()

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -50,6 +51,7 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
     return {name: _inlined(part, definitions) for name, part in schema.items() if name != "$defs"}
 
 
+_SMALL_BODY = 128 << 10
 _SCHEMA = PotentialsRequest.model_json_schema()
 _STREAM = {"schema": {"type": "string", "format": "binary", "description": "Arrow IPC stream, see docs/server.md"}}
 _REQUEST = {"content": {JSON: {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"])}, ARROW: _STREAM}, "required": True}
@@ -63,14 +65,20 @@ _REQUEST = {"content": {JSON: {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"])}, A
 )
 async def potentials(request: Request, service: Ready) -> Response:
     """Values of each completion after each prompt: from the store, else from the teacher and then stored."""
+    body = await request.body()
     reading = codec_of_request(request.headers.get("content-type", ""))
     writing = codec_of_answer(request.headers.get("accept", ""))
-    question: PotentialsRequest = await asyncio.to_thread(reading.decode_request, await request.body())
+    question: PotentialsRequest = await _convert(reading.decode_request, body, len(body))
     if writing.MEDIA_TYPE == ARROW and any(isinstance(item, TextItem) for item in question.items):
         raise InvalidRequest(f"text items are answered as JSON alone; send `Accept: {JSON}`, or token ids")
     answer = await service.potentials(question)
-    content = await asyncio.to_thread(writing.encode_answer, answer)
+    content = await _convert(writing.encode_answer, answer, len(body))
     return Response(content, media_type=writing.MEDIA_TYPE)
+
+
+async def _convert(codec: Callable[[Any], Any], value: Any, body_bytes: int) -> Any:
+    """Decode or encode: in a thread where it could take more than some milliseconds, which the loop then has."""
+    return codec(value) if body_bytes < _SMALL_BODY else await asyncio.to_thread(codec, value)
 
 
 @v1.get("/teacher")

