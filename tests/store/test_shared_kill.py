@@ -66,7 +66,7 @@ def test_a_writer_killed_at_any_request_loses_nothing_acknowledged_and_tears_not
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("step, requests", [("tidying", range(1, 60, 5)), ("importing", range(1, 11))])
+@pytest.mark.parametrize("step, requests", [("tidying", range(1, 60, 5)), ("importing", range(1, 10))])
 def test_a_compaction_or_import_killed_at_a_request_loses_and_changes_nothing(place, tmp_path, step, requests):
     witness, whens = Witness(place), itertools.cycle(["before", "after"])
     with writers(place) as at_once:
