@@ -68,7 +68,7 @@ def test_a_prefetch_that_is_stopped_goes_on_where_it_was(server, arguments, caps
         row | {"chosen": words(i, 100), "rejected": words(-i - 1, 100)} for i, row in enumerate(plain(800, seed=9000))
     ]
     before = computed(server)
-    command = [sys.executable, "-m", "tvkd.cli", "prefetch", *arguments(rows, "--in-flight", "1")]
+    command = [sys.executable, "-m", "tvkd.cli", *arguments(rows, "--in-flight", "1")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while computed(server) - before < 20:
             assert process.poll() is None, process.stderr.read()
