@@ -12,7 +12,6 @@
     ├── Overloaded (RuntimeError)           429  the queue is full; try again after `retry_after` seconds
     ├── TeacherUnavailable (RuntimeError)   503  the teacher is loading, draining or dead
     ├── StoreUnavailable (OSError)          503  the store cannot be opened, read or written
-    │   ├── StoreInUse                      503  another process writes the store
     │   └── NoStore                         503  there is no store at that path
     └── WrongAnswer (ValueError)                 a server's answer does not fit the question (client side)
 
@@ -79,10 +78,6 @@ class TeacherUnavailable(TVKDError, RuntimeError):
 
 class StoreUnavailable(TVKDError, OSError):
     code, status = "store-unavailable", 503
-
-
-class StoreInUse(StoreUnavailable):
-    pass
 
 
 class NoStore(StoreUnavailable):
