@@ -123,21 +123,24 @@ def dispatch(program: str, commands: Mapping[str, Entry], argv: list[str]) -> in
     if name not in commands:
         print(f"{program}: no command {name!r}; there are {', '.join(commands)}", file=sys.stderr)
         return 2
-    entry = commands[name]
+
+    def run() -> int:
+        command = _load(commands[name])
+        return from_command_line(command, flags).run() if isinstance(command, type) else command(flags)
+
+    return exit_code(f"{program} {name}", run)
+
+
+def _load(entry: Entry) -> "type[Command] | _Program":
+    """The command of an entry. Raises InvalidRequest when a package that it needs is not installed."""
     module, _, attribute = entry.place.partition(":")
     try:
         command: type[Command] | _Program = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("tvkd"):
             raise
-        line = f"{error.name} is not installed; run: pip install 'tvkd[{entry.extra}]'"
-        print(f"{program} {name}: {line}", file=sys.stderr)
-        return 2
-    if isinstance(command, type):
-        settings_model: type[Command] = command
-        return exit_code(f"{program} {name}", lambda: from_command_line(settings_model, flags).run())
-    run: _Program = command
-    return exit_code(f"{program} {name}", lambda: run(flags))
+        raise InvalidRequest(f"{error.name} is not installed; run: pip install 'tvkd[{entry.extra}]'") from error
+    return command
 
 
 def exit_code(command: str, run: Callable[[], int]) -> int:
@@ -174,7 +177,9 @@ class _Variables(EnvSettingsSource):
         self._alternatives = alternatives
 
     def __call__(self) -> dict[str, Any]:
-        variables = super().__call__()
+        # A field with an alias, such as --json, would be read from a variable without the prefix.
+        settings = self.settings_cls.model_fields
+        variables = {name: value for name, value in super().__call__().items() if name in settings}
         if self._alternatives.isdisjoint(self.current_state):
             return variables
         return {name: value for name, value in variables.items() if name not in self._alternatives}

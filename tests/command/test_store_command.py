@@ -296,3 +296,18 @@ def test_a_sample_reads_no_more_of_a_data_set_than_it_needs(filled):
     assert len(sample) == 20 and all(key in keys for *_, key in sample)
     assert store.asked <= 256
     assert len(_sample(store, list(questions), 1000, seed=0)) == 1000
+
+
+def test_a_variable_without_the_prefix_is_no_setting(filled, capsys, monkeypatch):
+    monkeypatch.setenv("JSON", "/somewhere")
+    assert main(["info", "--store", str(filled / "values")]) == 0
+    assert "sequences" in capsys.readouterr().out
+
+
+def test_ctrl_c_while_a_command_is_imported_is_exit_code_130(capsys, monkeypatch):
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", interrupt)
+    assert tvkd(["prefetch"]) == 130
+    assert capsys.readouterr().err == ""

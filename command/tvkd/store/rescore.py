@@ -116,4 +116,4 @@ async def _errors(teacher: Teacher, store: StoreReader, sample: Iterable[Questio
 
 
 def _numbers(record: Record) -> np.ndarray:
-    return np.concatenate([record.values[1.0], record.action_logits, record.entropies], dtype=np.float64)
+    return np.concatenate([record.column(name) for name in record.columns], dtype=np.float64)
