@@ -14,9 +14,9 @@ import xarray
 import zarr
 from stored_records import TEACHER, key_of, numbered, record_of
 
+from tvkd_shared.dispatch import exit_code
 from tvkd_shared.errors import BY_CODE, NoStore, StoreUnavailable
 from tvkd_shared.record import column_names
-from tvkd_shared.settings import exit_code
 from tvkd_shared.store import StoreReader, document, open_store
 
 PAGE = (Path(__file__).parents[2] / "docs" / "store-format.md").read_text()

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from tvkd_shared.record import Float32
 from tvkd_shared.store.block import Damaged
 from tvkd_shared.store.cache import ChunkCache
-from tvkd_shared.store.reader import Columns, StoreReader
+from tvkd_shared.store.reader import StoreReader
+from tvkd_shared.store.search import Columns
 from tvkd_shared.store.segment import Segment, SegmentEntry
 from tvkd_shared.store.store import Store
 

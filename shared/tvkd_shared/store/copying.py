@@ -8,7 +8,8 @@ from tvkd_shared.record import Float32
 from tvkd_shared.store.block import rounded
 from tvkd_shared.store.certificate import write_certificate
 from tvkd_shared.store.compact import sound_blocks
-from tvkd_shared.store.reader import Columns, StoreReader
+from tvkd_shared.store.reader import StoreReader
+from tvkd_shared.store.search import Columns
 from tvkd_shared.store.segment import SegmentEntry
 from tvkd_shared.store.store import Store
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +24,13 @@ from tvkd_shared.store.folder import Folder, network_file_system
 from tvkd_shared.store.format import Format, read_format
 from tvkd_shared.store.index import Index
 from tvkd_shared.store.recent import FILE, WAL, Recent, Row
+from tvkd_shared.store.search import Columns, FilesGone, Search
 from tvkd_shared.store.segment import Segment, SegmentEntry, format_of_segments
 
 CACHE_BYTES = 128 << 20
 OPEN_SEGMENTS = 1024
 TEACHERS = "teachers"
 
-Columns = tuple[str, ...]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -43,58 +43,6 @@ class StoreCounts:
     tokens: int
     bytes: int
     corrupt: int
-
-
-class Piece(NamedTuple):
-    """Those columns of a key that count in one block. `segment` is "" for a recent block, which no segment has yet."""
-
-    segment: str
-    columns: Columns
-    numbers: Float32
-
-
-@dataclass(slots=True)
-class Search:
-    """What a look-up has found so far: by key, the columns that are missing, and the pieces of the others."""
-
-    missing: dict[bytes, Columns]
-    pieces: dict[bytes, list[Piece]]
-
-    def take(self, key: bytes, segment: str, columns: Columns, block: Float32) -> None:
-        """Take from a block those columns that are still missing."""
-        wanted = self.missing.get(key, ())
-        taken = wanted if wanted == columns else tuple(name for name in wanted if name in columns)
-        if not taken:
-            return
-        if taken != columns:
-            block = block[:, [columns.index(name) for name in taken]]
-        self.pieces.setdefault(key, []).append(Piece(segment, taken, block))
-        if rest := tuple(name for name in wanted if name not in columns):
-            self.missing[key] = rest
-        else:
-            del self.missing[key]
-
-    def length(self, key: bytes) -> int | None:
-        """States of a key's blocks; None when none was found."""
-        return next((len(piece.numbers) for piece in self.pieces.get(key, ())), None)
-
-    def record(self, key: bytes, columns: Columns) -> Record | None:
-        """A record of all the columns, or None when one is missing or blocks differ in length."""
-        pieces = self.pieces.get(key, [])
-        if len(pieces) == 1 and pieces[0].columns == columns:
-            return Record.checked(columns, pieces[0].numbers.copy())
-        named = {name: piece.numbers[:, index] for piece in pieces for index, name in enumerate(piece.columns)}
-        if not named.keys() >= set(columns) or len({len(named[name]) for name in columns}) != 1:
-            return None
-        return Record.checked(columns, np.stack([named[name] for name in columns], 1))
-
-
-class FilesGone(Exception):
-    """A segment's files do not exist: it was compacted and collected since it was listed, or its files are lost."""
-
-    def __init__(self, segment: str) -> None:
-        super().__init__(segment)
-        self.segment = segment
 
 
 class StoreReader:
@@ -139,10 +87,6 @@ class StoreReader:
         names = tuple(column_names() if columns is None else columns)
         search = self.search(keys, names)
         return [search.record(key, names) for key in keys]
-
-    def has(self, keys: Sequence[bytes], columns: Sequence[str] | None = None) -> list[bool]:
-        """Whether the store has all the columns (by default `column_names()`) of each key."""
-        return [record is not None for record in self.get(keys, columns)]
 
     def search(self, keys: Iterable[bytes], columns: Columns, *, recent: bool = True, refresh: bool = True) -> Search:
         """The blocks that the columns of each key are in: of several copies of a column, the first that is sound.

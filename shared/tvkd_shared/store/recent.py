@@ -92,11 +92,8 @@ class Recent:
     def integrity(self) -> list[str]:
         """What SQLite finds wrong with the structure of its file; `ok` when nothing is."""
         with self._connection("read") as sqlite:
-            return (
-                [line.decode(errors="replace") for (line,) in sqlite.execute("PRAGMA integrity_check")]
-                if sqlite
-                else []
-            )
+            lines = sqlite.execute("PRAGMA integrity_check").fetchall() if sqlite else []
+        return [line.decode(errors="replace") for (line,) in lines]
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -231,9 +228,8 @@ class Recent:
             try:
                 if sqlite.execute("PRAGMA journal_mode").fetchone()[0] != b"wal":
                     sqlite.execute("PRAGMA page_size = 8192")
-                    sqlite.execute(
-                        "PRAGMA auto_vacuum = FULL"
-                    )  # sealed rows leave the file, and no checkpoint copies them
+                    # Sealed rows leave the file, so that no checkpoint copies them.
+                    sqlite.execute("PRAGMA auto_vacuum = FULL")
                     sqlite.execute("PRAGMA journal_mode = WAL")
                 for setting in ("synchronous = FULL", "wal_autocheckpoint = 0", "secure_delete = OFF"):
                     sqlite.execute(f"PRAGMA {setting}")
