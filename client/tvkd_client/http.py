@@ -279,7 +279,8 @@ def _as_arrays(item: TokenItem, index: int) -> TokenItem:
     place = f"items[{index}]"
     if not len(item.completions):
         raise InvalidRequest(f"{place} has no completion; it needs at least one")
-    return TokenItem(
-        token_array(item.prompt_token_ids, f"{place}.prompt_token_ids"),  # type: ignore[arg-type]
-        [token_array(ids, f"{place}.completions[{number}]") for number, ids in enumerate(item.completions)],  # type: ignore[misc]
-    )
+    prompt: Any = token_array(item.prompt_token_ids, f"{place}.prompt_token_ids")
+    completions: list[Any] = [
+        token_array(ids, f"{place}.completions[{number}]") for number, ids in enumerate(item.completions)
+    ]
+    return TokenItem(prompt, completions)
