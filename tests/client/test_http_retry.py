@@ -98,7 +98,7 @@ def test_a_call_left_by_an_error_leaves_no_thread_that_waits(call):
     client = client_of(lambda request: failing_beside_waiting(request, waiting), request_tokens=2, patience=120)
     with pytest.raises(InvalidRequest):
         getattr(client, call)(ITEMS)
-    assert threads_end("tvkd")
+    assert threads_end("tvkd_")
 
 
 def test_an_interrupt_leaves_no_thread_that_waits():
@@ -112,7 +112,7 @@ def test_an_interrupt_leaves_no_thread_that_waits():
 
     with pytest.raises(KeyboardInterrupt):
         client_of(handler, request_tokens=2, patience=120).fill(ITEMS, progress=interrupted)
-    assert threads_end("tvkd")
+    assert threads_end("tvkd_")
 
 
 def test_a_stopped_client_gives_up_waiting_and_then_asks_again():

@@ -5,7 +5,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -36,10 +36,9 @@ def export(
     name = _chosen(store, teacher)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
     try:
-        new = open_store(folder, mantissa_bits=store.format.mantissa_bits)
-        done = copy(store, new, name, segment_bytes=segment_bytes, progress=progress)
-        new.close()
-        (folder / "README.md").write_text(card(info.gather(new), name), encoding="utf-8")
+        with closing(open_store(folder, mantissa_bits=store.format.mantissa_bits)) as new:
+            done = copy(store, new, name, segment_bytes=segment_bytes, progress=progress)
+        (folder / "README.md").write_text(card(info.gather(StoreReader(folder)), name), encoding="utf-8")
         if target.suffix == ".zip":
             _zip(folder, target)
         else:
@@ -59,11 +58,8 @@ def take_in(
     """
     check_teacher(source, teacher)
     bits = None if _is_there(store) else source.format.mantissa_bits
-    target = open_store(store, mantissa_bits=bits)
-    try:
+    with closing(open_store(store, mantissa_bits=bits)) as target:
         return copy(source, target, teacher, segment_bytes=segment_bytes, progress=progress)
-    finally:
-        target.close()
 
 
 @contextmanager

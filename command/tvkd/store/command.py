@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
@@ -10,8 +11,9 @@ from rich.console import Console
 from rich.progress import track
 
 from tvkd.store import archive, info
+from tvkd_shared.dispatch import Entry, dispatch
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.settings import Command, Entry, dispatch
+from tvkd_shared.settings import Command
 from tvkd_shared.store import StoreReader, open_store
 from tvkd_shared.store.compact import SEGMENT_BYTES, compact
 from tvkd_shared.store.gc import GRACE_SECONDS, collect
@@ -99,9 +101,8 @@ class Compact(Action, cli_prog_name="tvkd store compact"):
     )
 
     def run(self) -> int:
-        store = open_store(self.store, create=False)
-        done = compact(store, segment_bytes=self.segment_bytes, progress=self.bar("Compacting"))
-        store.close()
+        with closing(open_store(self.store, create=False)) as store:
+            done = compact(store, segment_bytes=self.segment_bytes, progress=self.bar("Compacting"))
         self.tell(
             asdict(done),
             f"{done.segments_before} segments became {done.segments_after}, {done.bytes_before:,} bytes "
@@ -120,9 +121,8 @@ class Gc(Action, cli_prog_name="tvkd store gc"):
     )
 
     def run(self) -> int:
-        store = open_store(self.store, create=False)
-        done = collect(store, grace_seconds=self.grace_hours * 3600)
-        store.close()
+        with closing(open_store(self.store, create=False)) as store:
+            done = collect(store, grace_seconds=self.grace_hours * 3600)
         self.tell(asdict(done), f"{done.files} files removed, {done.bytes:,} bytes")
         return 0
 
