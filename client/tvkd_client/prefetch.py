@@ -57,29 +57,25 @@ class Prefetch(Command, cli_prog_name="tvkd prefetch"):
     in_flight: PositiveInt = Field(8, description="requests under way at once: enough to keep the teacher's batch full")
 
     def run(self) -> int:
-        return prefetch(self)
+        """Check everything that can be checked, then send. Returns 0 when done, 130 after Ctrl-C.
 
-
-def prefetch(settings: Prefetch) -> int:
-    """Check everything that can be checked, then send. Returns 0 when done, 130 after Ctrl-C.
-
-    Raises the errors of `tvkd_shared.errors`.
-    """
-    client = TeacherClient(
-        settings.server,
-        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
-        teacher_id=settings.teacher_id,
-        in_flight=settings.in_flight,
-    )
-    teacher = client.teacher()
-    tokenizer = load_tokenizer(settings.tokenizer)
-    if teacher.tokenizer_digest is None:
-        _say("the teacher was saved without a tokenizer: whether the vocabularies agree was not checked")
-    elif not settings.other_vocabulary:
-        check_vocabulary(tokenizer, teacher)
-    pairs = tokenize_preferences(load_preferences(settings.dataset, settings.split), tokenizer)
-    pairs = _fitting(pairs, teacher, skip_too_long=settings.skip_too_long)
-    return _send(client, pairs, settings.temperatures)
+        Raises the errors of `tvkd_shared.errors`.
+        """
+        client = TeacherClient(
+            self.server,
+            api_key=self.api_key.get_secret_value() if self.api_key else None,
+            teacher_id=self.teacher_id,
+            in_flight=self.in_flight,
+        )
+        teacher = client.teacher()
+        tokenizer = load_tokenizer(self.tokenizer)
+        if teacher.tokenizer_digest is None:
+            _say("the teacher was saved without a tokenizer: whether the vocabularies agree was not checked")
+        elif not self.other_vocabulary:
+            check_vocabulary(tokenizer, teacher)
+        pairs = tokenize_preferences(load_preferences(self.dataset, self.split), tokenizer)
+        pairs = _fitting(pairs, teacher, skip_too_long=self.skip_too_long)
+        return _send(client, pairs, self.temperatures)
 
 
 def _fitting(pairs: datasets.Dataset, teacher: TeacherInfo, *, skip_too_long: bool) -> datasets.Dataset:

@@ -46,27 +46,34 @@ class Show(_Flags):  # type: ignore[misc]
         return self
 
     def run(self) -> int:
-        return show(self)
+        """Print the pair, and write the files asked for. Raises the errors of `tvkd_shared.errors`."""
+        shaping: Shaping = self.shaping
+        datasets.disable_progress_bars()
+        tokenizer = load_tokenizer(self.tokenizer)
+        pairs = load_preferences(self.dataset, self.split)
+        if self.row >= len(pairs):
+            raise InvalidRequest(f"--row {self.row} is not there; {self.dataset} has rows 0 … {len(pairs) - 1}")
+        pair = tokenize_preferences(pairs.select([self.row]), tokenizer)[0]
+        sides = [pair["chosen_ids"], pair["rejected_ids"]]
+        records = self._source(shaping, tokenizer).fetch([pair["prompt_ids"]] * 2, sides)
+        ending = Ending(tokenizer, declared_eos(self.tokenizer))
+        chosen, rejected = (
+            token_shaping(*side, shaping, ending, tokenizer) for side in zip(sides, records, strict=True)
+        )
+        picture = draw(str(tokenizer.decode(pair["prompt_ids"])), chosen, rejected, shaping)
+        Console().print(picture)
+        if self.html or self.svg:
+            write(picture, html=self.html, svg=self.svg)
+        return 0
 
-
-def show(settings: Show) -> int:
-    """Print the pair, and write the files asked for. Raises the errors of `tvkd_shared.errors`."""
-    shaping: Shaping = settings.shaping
-    datasets.disable_progress_bars()
-    tokenizer = load_tokenizer(settings.tokenizer)
-    pairs = load_preferences(settings.dataset, settings.split)
-    if settings.row >= len(pairs):
-        raise InvalidRequest(f"--row {settings.row} is not there; {settings.dataset} has rows 0 … {len(pairs) - 1}")
-    pair = tokenize_preferences(pairs.select([settings.row]), tokenizer)[0]
-    sides = [pair["chosen_ids"], pair["rejected_ids"]]
-    records = _source(settings, shaping, tokenizer).fetch([pair["prompt_ids"]] * 2, sides)
-    ending = Ending(tokenizer, declared_eos(settings.tokenizer))
-    chosen, rejected = (token_shaping(*side, shaping, ending, tokenizer) for side in zip(sides, records, strict=True))
-    picture = draw(str(tokenizer.decode(pair["prompt_ids"])), chosen, rejected, shaping)
-    Console().print(picture)
-    if settings.html or settings.svg:
-        write(picture, html=settings.html, svg=settings.svg)
-    return 0
+    def _source(self, shaping: Shaping, tokenizer: PreTrainedTokenizerBase) -> ServerSource | StoreSource:
+        if self.store is not None:
+            # Ids of another vocabulary are other keys: the store does not hold them, and says so.
+            return StoreSource(self.store, shaping.temperatures, self.teacher_id)
+        key = self.api_key.get_secret_value() if self.api_key else None
+        source = ServerSource(str(self.server), shaping.temperatures, key, self.teacher_id)
+        check_vocabulary(tokenizer, source.client.teacher())
+        return source
 
 
 def token_shaping(
@@ -75,13 +82,3 @@ def token_shaping(
     """ψ of each token of a completion, from its record, and the tokens as text."""
     psi_T = shaping.psi(record, kept=len(completion), end=ending.of(completion))
     return TokenShaping([str(tokenizer.decode([token])) for token in completion], psi_T)
-
-
-def _source(settings: Show, shaping: Shaping, tokenizer: PreTrainedTokenizerBase) -> ServerSource | StoreSource:
-    if settings.store is not None:
-        # Ids of another vocabulary are other keys: the store does not hold them, and says so.
-        return StoreSource(settings.store, shaping.temperatures, settings.teacher_id)
-    key = settings.api_key.get_secret_value() if settings.api_key else None
-    source = ServerSource(str(settings.server), shaping.temperatures, key, settings.teacher_id)
-    check_vocabulary(tokenizer, source.client.teacher())
-    return source

@@ -2,7 +2,7 @@
 
 import sys
 
-from tvkd_shared.settings import Entry, dispatch
+from tvkd_shared.dispatch import Entry, dispatch
 
 COMMANDS = {
     "serve": Entry("tvkd_server.serve:Serve", "server", "serve a teacher's values over HTTP and keep them"),

@@ -18,35 +18,31 @@ class Serve(ServeSettings, cli_prog_name="tvkd serve"):
     __doc__ = ServeSettings.__doc__
 
     def run(self) -> int:
-        return serve(self)
-
-
-def serve(settings: ServeSettings) -> int:
-    """Serve until a signal. Raises what the teacher or the store raised when either cannot be opened, and
-    TeacherUnavailable when the teacher's engine died."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    for chatty in ("httpx", "httpcore", "huggingface_hub"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    app = create_app(
-        settings,
-        load_teacher=lambda: load_teacher(settings),
-        on_failure=lambda: setattr(server, "should_exit", True),
-    )
-    readiness: Readiness = app.state.readiness
-    server = _Server(
-        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=settings.drain_seconds),
-        readiness,
-    )
-    listener = _listen(settings.host, settings.port)
-    host, port = listener.getsockname()[:2]
-    logging.getLogger(__name__).info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
-    # What uvicorn restores when it is done: a second signal does not cut off the end.
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
-    server.run(sockets=[listener])
-    if readiness.failure:
-        raise readiness.failure
-    return 0
+        """Serve until a signal. Raises what the teacher or the store raised when either cannot be opened, and
+        TeacherUnavailable when the teacher's engine died."""
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        for chatty in ("httpx", "httpcore", "huggingface_hub"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        app = create_app(
+            self,
+            load_teacher=lambda: load_teacher(self),
+            on_failure=lambda: setattr(server, "should_exit", True),
+        )
+        readiness: Readiness = app.state.readiness
+        server = _Server(
+            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=self.drain_seconds),
+            readiness,
+        )
+        listener = _listen(self.host, self.port)
+        host, port = listener.getsockname()[:2]
+        logging.getLogger(__name__).info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
+        # What uvicorn restores when it is done: a second signal does not cut off the end.
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+        server.run(sockets=[listener])
+        if readiness.failure:
+            raise readiness.failure
+        return 0
 
 
 class _Server(uvicorn.Server):

@@ -288,26 +288,11 @@ def test_a_sample_reads_no_more_of_a_data_set_than_it_needs(filled):
 
     store = Counting(filled / "values")
     keys = list(dict.fromkeys(key for key, _ in everything(filled / "values")))
-    stored = StoreReader(filled / "values").has(keys)
-    keys = [key for key, present in zip(keys, stored, strict=True) if present]
+    stored = StoreReader(filled / "values").get(keys)
+    keys = [key for key, record in zip(keys, stored, strict=True) if record]
     questions = [([1], [number], keys[number % len(keys)]) for number in range(1000)]
     questions += [([1], [number], bytes(16)) for number in range(1000)]
     sample = _sample(store, list(questions), 20, seed=0)
     assert len(sample) == 20 and all(key in keys for *_, key in sample)
     assert store.asked <= 256
     assert len(_sample(store, list(questions), 1000, seed=0)) == 1000
-
-
-def test_a_variable_without_the_prefix_is_no_setting(filled, capsys, monkeypatch):
-    monkeypatch.setenv("JSON", "/somewhere")
-    assert main(["info", "--store", str(filled / "values")]) == 0
-    assert "sequences" in capsys.readouterr().out
-
-
-def test_ctrl_c_while_a_command_is_imported_is_exit_code_130(capsys, monkeypatch):
-    def interrupt(_: str) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("importlib.import_module", interrupt)
-    assert tvkd(["prefetch"]) == 130
-    assert capsys.readouterr().err == ""

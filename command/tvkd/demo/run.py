@@ -23,7 +23,7 @@ from tvkd.demo.training import BATCH, HeldOut, align, held_out, pair_log_probs
 from tvkd_client.dataset import load_preferences
 from tvkd_client.http import TeacherClient
 from tvkd_client.preference_tokens import tokenize_preferences
-from tvkd_client.prefetch import Prefetch, prefetch
+from tvkd_client.prefetch import Prefetch
 from tvkd_client.source import StoreSource, ValueSource
 from tvkd_shared.errors import InvalidRequest, TVKDError
 from tvkd_shared.shaping import Shaping
@@ -158,7 +158,7 @@ def _fill(server: Server, settings: Prefetch) -> Fill:
     counters = "tvkd_computed_completions_total", "tvkd_teacher_tokens_total"
     before = [server.counter(name) for name in counters]
     start = time.monotonic()
-    if prefetch(settings) != 0:
+    if settings.run() != 0:
         raise KeyboardInterrupt
     seconds = time.monotonic() - start
     computed, tokens = (server.counter(name) - count for name, count in zip(counters, before, strict=True))
