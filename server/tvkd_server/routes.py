@@ -11,9 +11,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from tvkd_server.media_types import ARROW, JSON, codec_of_answer, codec_of_request
 from tvkd_server.service import Service
-from tvkd_shared.errors import BY_CODE, InvalidRequest, Unauthorized
+from tvkd_shared.errors import BY_CODE, Unauthorized
 from tvkd_shared.json_codec import answer_model
-from tvkd_shared.wire import PotentialsRequest, Problem, StoreInfo, TeacherInfo, TextItem
+from tvkd_shared.wire import PotentialsRequest, Problem, StoreInfo, TeacherInfo
 
 PROBLEM: dict[str, Any] = {"model": Problem, "content": {"application/problem+json": {}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {error.status: PROBLEM for error in BY_CODE.values()}
@@ -69,8 +69,6 @@ async def potentials(request: Request, service: Ready) -> Response:
     reading = codec_of_request(request.headers.get("content-type", ""))
     writing = codec_of_answer(request.headers.get("accept", ""))
     question: PotentialsRequest = await _convert(reading.decode_request, body, len(body))
-    if writing.MEDIA_TYPE == ARROW and any(isinstance(item, TextItem) for item in question.items):
-        raise InvalidRequest(f"text items are answered as JSON alone; send `Accept: {JSON}`, or token ids")
     answer = await service.potentials(question)
     content = await _convert(writing.encode_answer, answer, len(body))
     return Response(content, media_type=writing.MEDIA_TYPE)

@@ -16,6 +16,7 @@ from tvkd_shared.errors import NotCached, PayloadTooLarge, TeacherMismatch, TVKD
 from tvkd_shared.key import completion_keys, token_array
 from tvkd_shared.record import Record, column_names
 from tvkd_shared.store import Store
+from tvkd_shared.text import TokenizedItem
 from tvkd_shared.wire import (
     CompletionAnswer,
     ItemAnswer,
@@ -23,7 +24,6 @@ from tvkd_shared.wire import (
     PotentialsRequest,
     StoreInfo,
     TextItem,
-    TokenItem,
 )
 
 
@@ -34,12 +34,13 @@ class _Item:
     prompt: Any
     completions: list[Any]
     keys: list[bytes]
-    is_text: bool
+    ends: list[list[int] | None] | None
+    """For a text item: how far into its completion's text each token reaches."""
 
     @property
     def size(self) -> int:
         """Tokens that were sent: the prompt once, or as often as it was tokenised, and each completion."""
-        times = len(self.keys) if self.is_text else 1
+        times = 1 if self.ends is None else len(self.keys)
         return times * len(self.prompt) + sum(map(len, self.completions))
 
 
@@ -103,7 +104,8 @@ class Service:
             completions = [token_array(ids) for ids in tokens.completions]
             self.teacher.check(prompt, completions, place)
             keys = completion_keys(self.teacher.info.id, prompt, completions)
-            items.append(_Item(prompt, completions, keys, isinstance(item, TextItem)))
+            ends = tokens.ends if isinstance(tokens, TokenizedItem) else None
+            items.append(_Item(prompt, completions, keys, ends))
             remaining -= items[-1].size
             if remaining < 0:
                 raise PayloadTooLarge(
@@ -111,7 +113,7 @@ class Service:
                 )
         return items
 
-    def _tokenize(self, item: TextItem, most: int, place: str) -> TokenItem:
+    def _tokenize(self, item: TextItem, most: int, place: str) -> TokenizedItem:
         try:
             return self.teacher.tokenize(item, most)
         except TVKDError as error:
@@ -232,8 +234,8 @@ def _landings(question: _Question, records: Sequence[Record]) -> dict[bytes, Lan
 
 def _answer(item: _Item, landings: dict[bytes, Landing], request: PotentialsRequest) -> ItemAnswer:
     completions = []
-    for key, ids in zip(item.keys, item.completions, strict=True):
+    for key, ids, ends in zip(item.keys, item.completions, item.ends or [None] * len(item.keys), strict=True):
         record = landings[key].record if request.return_ == "values" else None
-        tokens = ids.tolist() if item.is_text else None
-        completions.append(CompletionAnswer(key, not landings[key].computed, len(ids), record, tokens))
-    return ItemAnswer(completions, item.prompt.tolist() if item.is_text else None)
+        tokens = None if item.ends is None else ids.tolist()
+        completions.append(CompletionAnswer(key, not landings[key].computed, len(ids), record, tokens, ends))
+    return ItemAnswer(completions, None if item.ends is None else item.prompt.tolist())

@@ -6,7 +6,8 @@ options stand in the schema's metadata under `tvkd`, as JSON with the names that
 
 An answer has one row for each of the request's rows, in any order: `row` (int32, the request's row), `key` (16 bytes),
 `cached`, `length` T, and a list<float32> for each column of the record, with T + 1 numbers or, for a column of actions,
-T. Teacher id and temperatures stand in the metadata.
+T. Teacher id and temperatures stand in the metadata. The answer to text items, whose request is always JSON, has three
+more columns of list<int32>: `prompt_tokens`, null where the row repeats its item's first row, `tokens`, and `ends`.
 
 Bodies are taken as hostile: only the exact types are read, and nothing dictionary-encoded or compressed, whose size
 after reading has no bound.
@@ -14,7 +15,7 @@ after reading has no bound.
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 _METADATA = b"tvkd"
 _TOKENS, _NUMBERS = pa.list_(pa.int32()), pa.list_(pa.float32())
 _REQUEST = {"item": pa.int32(), "prompt_token_ids": _TOKENS, "completion_token_ids": _TOKENS}
+_TEXT = ("prompt_tokens", "tokens", "ends")
 _ANSWER = {"row": pa.int32(), "key": pa.binary(KEY_BYTES), "cached": pa.bool_(), "length": pa.int32()}
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _FAULTS = (pa.ArrowException, ValueError, OSError, MemoryError)
@@ -117,6 +119,13 @@ def _tokens(batch: pa.RecordBatch, name: str, *, nulls: bool = False) -> list[An
     return rows
 
 
+def _tokens_if_there(batch: pa.RecordBatch, name: str) -> list[Any]:
+    if name not in batch.schema.names:
+        return [None] * batch.num_rows
+    _check_types(batch.schema, {name: _TOKENS}, others=True)
+    return _tokens(batch, name, nulls=True)
+
+
 def encode_answer(answer: PotentialsAnswer) -> bytes:
     completions = [completion for item in answer.items for completion in item.completions]
     lengths_N = np.array([completion.length for completion in completions], np.int32)
@@ -135,14 +144,19 @@ def encode_answer(answer: PotentialsAnswer) -> bytes:
             numbers_S = numbers_SK[:, records[0].columns.index(name)]
             states = has_last_state(name)
             columns[name] = _list_array(numbers_S if states else numbers_S[has_action_S], lengths_N + states)
+    if any(item.prompt_tokens is not None for item in answer.items):
+        prompts = [[item.prompt_tokens, *[None] * (len(item.completions) - 1)] for item in answer.items]
+        rows = [list(chain(*prompts)), *([getattr(row, name) for row in completions] for name in _TEXT[1:])]
+        columns |= {name: pa.array(row, _TOKENS) for name, row in zip(_TEXT, rows, strict=True)}
     metadata = {"teacher_id": answer.teacher_id, "temperatures": answer.temperatures}
     return _stream(columns, json.dumps(metadata))
 
 
 def decode_answer(body: bytes, columns: tuple[str, ...]) -> PotentialsAnswer:
-    """An answer with all completions in one item, in the order of the request's rows, and records of `columns`.
+    """An answer with records of `columns`, in the order of the request's rows.
 
-    Columns beyond these are left unread. Raises ValueError when the body is no such answer or a number is not finite.
+    All completions are in one item, unless all are of text: then each item has its own. Columns beyond these are left
+    unread. Raises ValueError when the body is no such answer or a number is not finite.
     """
     try:
         metadata, batch = _table(body)
@@ -155,9 +169,14 @@ def decode_answer(body: bytes, columns: tuple[str, ...]) -> PotentialsAnswer:
         keys, cached = batch.column("key").to_pylist(), batch.column("cached").to_pylist()
         if None in keys or None in cached:
             raise ValueError("a key or a `cached` is null")
-        completions = [*map(CompletionAnswer, keys, cached, lengths_N.tolist(), records)]
-        in_order = [completions[index] for index in np.argsort(row_N).tolist()]
-        return PotentialsAnswer(about["teacher_id"], about["temperatures"], columns, [ItemAnswer(in_order)])
+        prompts, tokens, ends = (_tokens_if_there(batch, name) for name in _TEXT)
+        completions = [*map(CompletionAnswer, keys, cached, lengths_N.tolist(), records, tokens, ends)]
+        items: list[ItemAnswer] = []
+        for row in np.argsort(row_N).tolist():
+            if prompts[row] is not None or not items:
+                items.append(ItemAnswer([], prompts[row]))
+            items[-1].completions.append(completions[row])
+        return PotentialsAnswer(about["teacher_id"], about["temperatures"], columns, items)
     except (LookupError, TypeError, *_FAULTS) as error:
         raise ValueError(_line(error)) from error
 

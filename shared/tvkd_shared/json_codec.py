@@ -1,5 +1,6 @@
 """Requests and answers as JSON. A number is written so that reading it as float32 gives the stored bits."""
 
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, create_model
@@ -10,6 +11,12 @@ from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.wire import CompletionAnswer, PotentialsAnswer, PotentialsRequest, first_mistake
 
 MEDIA_TYPE = "application/json"
+
+
+_OFFSETS = (
+    "for text items only: the characters (Unicode code points) of the completion's text that each token stands for, "
+    "as [start, end]; missing where the tokenizer or the chat template does not tell"
+)
 
 
 def decode_request(body: bytes) -> PotentialsRequest:
@@ -38,6 +45,8 @@ def _completion(completion: CompletionAnswer, answer: PotentialsAnswer) -> dict[
                 fields[column.plural] = completion.record.column(column.name).tolist()
     if completion.tokens is not None:
         fields["tokens"] = completion.tokens
+    if completion.ends is not None:
+        fields["offsets"] = list(pairwise([0, *completion.ends]))
     return fields
 
 
@@ -63,6 +72,7 @@ def answer_model() -> type[BaseModel]:
         length=(int, Field(ge=1)),
         values=(list[list[float]] | None, Field(None, description="V(s_0) … V(s_T) per temperature, as asked")),
         tokens=ids,
+        offsets=(list[tuple[int, int]] | None, Field(None, description=_OFFSETS)),
         **columns,
     )
     item = create_model("ItemAnswer", prompt_tokens=ids, completions=(list[completion], ...))

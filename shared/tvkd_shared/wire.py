@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from tvkd_shared import record as numbers
-from tvkd_shared.key import VALUE_DEFINITION
+from tvkd_shared.key import VALUE_DEFINITION, Tokens
 from tvkd_shared.record import Record
 from tvkd_shared.store.certificate import Certificate
 
@@ -54,6 +54,13 @@ class TextItem(BaseModel):
 
     prompt: Annotated[str, Field(min_length=1)] | Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     completions: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, fail_fast=True)]
+    append_eos: bool = Field(False, description="put the end-of-sequence token behind each completion of a text prompt")
+
+    @model_validator(mode="after")
+    def _template_ends_messages(self) -> "TextItem":
+        if self.append_eos and not isinstance(self.prompt, str):
+            raise ValueError("append_eos is for a prompt of text: messages end as the chat template ends them")
+        return self
 
 
 def _item_kind(item: Any) -> str:
@@ -106,13 +113,17 @@ class PotentialsRequest(RequestOptions):
 
 @dataclass(slots=True)
 class CompletionAnswer:
-    """A completion's key, its length T, and its record unless digests were asked for; `tokens` for a text item only."""
+    """A completion's key, its length T, and its record unless digests were asked for.
+
+    For a text item only: `tokens`, and their `ends` in the text as `tvkd_shared.text.TokenizedItem` has them.
+    """
 
     key: bytes
     cached: bool
     length: int
     record: Record | None = None
-    tokens: list[int] | None = None
+    tokens: Tokens | None = None
+    ends: Tokens | None = None
 
 
 @dataclass(slots=True)
@@ -120,7 +131,7 @@ class ItemAnswer:
     """The completions of one item in their order; `prompt_tokens` for a text item only."""
 
     completions: list[CompletionAnswer]
-    prompt_tokens: list[int] | None = None
+    prompt_tokens: Tokens | None = None
 
 
 @dataclass(slots=True)

@@ -40,7 +40,8 @@ def one_line(answer):
 def values_of(answer):
     """(key, values at 0.5, entropies) of each completion."""
     if answer.headers["content-type"] == ARROW:
-        completions = decode_answer(answer.content, column_names([0.5])).items[0].completions
+        items = decode_answer(answer.content, column_names([0.5])).items
+        completions = [completion for item in items for completion in item.completions]
         return [(c.key.hex(), c.record.value(0.5).tolist(), c.record.entropies.tolist()) for c in completions]
     completions = [completion for item in answer.json()["items"] for completion in item["completions"]]
     return [(c["key"], c["values"][1], c["entropies"]) for c in completions]
@@ -89,9 +90,17 @@ def test_a_request_of_another_type_is_told_what_to_send(server, content_type):
     assert ARROW in one_line(post(server, JSON, content_type, content=b"{}"))
 
 
-def test_text_is_answered_as_json_alone(server):
-    body = {"items": [{"prompt": "w20", "completions": [" w30"]}]}
-    assert "text items" in one_line(post(server, ARROW, json=body))
+def test_text_is_answered_the_same_as_json_and_as_arrow(server):
+    chat = [{"role": "user", "content": "w20"}]
+    items = [{"prompt": "w20", "completions": [" w30", " w31 w32"]}, {"prompt": chat, "completions": ["w30"]}]
+    plain, arrow = (post(server, accept, json={"items": items} | OPTIONS) for accept in (JSON, ARROW))
+    assert values_of(plain) == values_of(arrow)
+    read = decode_answer(arrow.content, column_names([0.5])).items
+    for as_json, as_arrow in zip(plain.json()["items"], read, strict=True):
+        assert as_json["prompt_tokens"] == as_arrow.prompt_tokens.tolist()
+        for one, other in zip(as_json["completions"], as_arrow.completions, strict=True):
+            assert one["tokens"] == other.tokens.tolist()
+            assert [end for _, end in one["offsets"]] == other.ends.tolist()
 
 
 @pytest.fixture(scope="module")

@@ -151,6 +151,7 @@ def test_text_is_tokenised_with_the_teachers_own_tokenizer(ask):
     item = answer.json()["items"][0]
     assert item["prompt_tokens"] == [20, 21]
     assert completions_of(answer)[0]["tokens"] == [30, 31]
+    assert completions_of(answer)[0]["offsets"] == [[0, 4], [4, 8]]
     by_ids = completions_of(ask({"prompt_token_ids": [20, 21], "completions": [[30, 31]]}))[0]
     assert by_ids["key"] == completions_of(answer)[0]["key"]
 
@@ -158,6 +159,12 @@ def test_text_is_tokenised_with_the_teachers_own_tokenizer(ask):
 def test_messages_are_rendered_with_the_teachers_chat_template(ask):
     answer = ask({"prompt": [{"role": "user", "content": "w20 w21"}], "completions": ["w30"]})
     assert answer.json()["items"][0]["prompt_tokens"][:3] == [4, 20, 21]
+    assert completions_of(answer)[0]["offsets"] == [[0, 3], [3, 3], [3, 3]]  # what the template adds is no text
+
+
+def test_the_end_of_sequence_token_stands_behind_text_where_it_is_asked_for(ask):
+    answer = completions_of(ask({"prompt": "w20 w21", "completions": [" w30"], "append_eos": True}))[0]
+    assert (answer["tokens"], answer["offsets"]) == ([30, 2], [[0, 4], [4, 4]])
 
 
 def test_a_bad_item_is_named_and_costs_its_neighbours_nothing(ask, server):

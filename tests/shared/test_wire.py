@@ -69,6 +69,22 @@ def test_numbers_travel_bit_for_bit_as_json(sent):
         assert np.array(completion["entropies"], np.float32).tobytes() == record.entropies.tobytes()
 
 
+@given(st.lists(records(), min_size=1, max_size=4), st.data())
+def test_tokens_and_ends_of_text_travel_as_arrow(sent, data):
+    answer = answer_of(sent)
+    answer.items = [ItemAnswer([row], data.draw(token_ids)) for row in answer.items[0].completions]
+    for row in (item.completions[0] for item in answer.items):
+        row.tokens = data.draw(st.lists(st.integers(0, 2**31 - 1), min_size=row.length, max_size=row.length))
+        row.ends = data.draw(st.none() | st.just(sorted(row.tokens)))
+    answer.items[0].completions.append(answer.items[0].completions[0])
+    read = arrow_codec.decode_answer(arrow_codec.encode_answer(answer), answer.columns)
+    for item, came in zip(answer.items, read.items, strict=True):
+        assert came.prompt_tokens.tolist() == item.prompt_tokens
+        for row, other in zip(item.completions, came.completions, strict=True):
+            assert other.tokens.tolist() == row.tokens and other.key == row.key
+            assert (None if other.ends is None else other.ends.tolist()) == row.ends
+
+
 @given(token_items, st.sampled_from(["use", "only"]))
 def test_a_request_says_the_same_as_arrow_and_as_json(items, cache):
     options = {"temperatures": [1.0, 0.5], "cache": cache, "return": "digests"}

@@ -27,7 +27,8 @@ from tvkd_shared.errors import (
 )
 from tvkd_shared.key import Tokens, teacher_id
 from tvkd_shared.record import Float32, Record, has_last_state
-from tvkd_shared.wire import TeacherInfo, TextItem, TokenItem
+from tvkd_shared.text import TokenizedItem
+from tvkd_shared.wire import TeacherInfo, TextItem
 
 TEMPERATURES = (0.1, 10.0)
 """The lowest and the highest temperature served: between them float32 holds V_τ to 1e-4."""
@@ -151,8 +152,8 @@ class Teacher(ABC):
                     f"{at}the prompt and {name} are {length}; the teacher's longest sequence is {longest}: shorten it"
                 )
 
-    def tokenize(self, item: TextItem, max_tokens: int) -> TokenItem:
-        """Token ids by the teacher's own tokenizer and chat template; see `Tokenizer.tokenize`."""
+    def tokenize(self, item: TextItem, max_tokens: int) -> TokenizedItem:
+        """Token ids by the teacher's own tokenizer and chat template; see `tvkd_shared.text.tokenize`."""
         return self._tokenizer.tokenize(item, self.info.longest_sequence, max_tokens)
 
     async def close(self) -> None:
