@@ -7,6 +7,7 @@ import importlib
 from typing import Any
 
 _MODULES = {
+    "Columns": "tvkd_client.dataset",
     "ServerSource": "tvkd_client.source",
     "Shaping": "tvkd_shared.shaping",
     "StoreSource": "tvkd_client.source",

@@ -50,6 +50,8 @@ class TVKDConfig(Shaping, DPOConfig):
         default=4, metadata={"help": "Micro-batches whose values may be under way at once, in each process."}
     )
 
+    quiet: bool = field(default=False, metadata={"help": "Do not show the first pair before training."})
+
     def __post_init__(self) -> None:
         DPOConfig.__post_init__(self)  # type: ignore[no-untyped-call]
         Shaping.__post_init__(self)

@@ -1,60 +1,133 @@
-"""Preference data sets: files, folders, saved data sets or a hub id, with the columns that TRL takes."""
+"""Preference data sets: files, folders, saved data sets, a hub id, or mixtures of them, as TRL's settings name them."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 import datasets
+from pydantic import Field
+from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, get_dataset
 
+from tvkd_client.rows import gate
 from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.settings import Command
 
 # datasets reports every load to a download counter, of local files too; users did not ask for that.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
-_COLUMNS = ("prompt", "chosen", "rejected")
-_FORMATS = {"json": re.compile(r"\.(json|jsonl|ndjson)(\.\w+)?$"), "parquet": re.compile(r"\.parquet$")}
+_FORMATS: dict[tuple[str, str | None], re.Pattern[str]] = {
+    ("json", None): re.compile(r"\.(json|jsonl|ndjson)(\.\w+)?$"),
+    ("parquet", None): re.compile(r"\.parquet$"),
+    ("arrow", None): re.compile(r"\.arrow$"),
+    ("csv", ","): re.compile(r"\.csv(\.\w+)?$"),
+    ("csv", "\t"): re.compile(r"\.tsv(\.\w+)?$"),
+}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_PROMPT = "column that has the prompt, where it is not named so; none where chosen and rejected both begin with it"
 
 
-def load_preferences(path_or_name: str, split: str | None = None) -> datasets.Dataset:
-    """Pairs from JSON, JSON lines or Parquet (a file, a folder, a glob), `save_to_disk`, or else the hub.
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns of a data set have the prompt and the completions."""
 
-    Columns chosen and rejected, and prompt unless both begin with it; each plain text or a list of messages. Only a
-    name that is no file of this machine is looked up on the hub.
+    prompt: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
 
-    Raises InvalidRequest when nothing is there, when the split is unknown or has to be named, when the columns do not
-    fit, and for the first row with an empty one.
+    def of(self, rows: datasets.Dataset, name: str) -> datasets.Dataset:
+        """The rows with TRL's names for these columns, checked by `gate`. Raises InvalidRequest."""
+        begins_with_prompt = self.prompt == "none"
+        given = (None if begins_with_prompt else self.prompt, self.chosen, self.rejected)
+        names = {column: role for column, role in zip(given, ("prompt", "chosen", "rejected"), strict=True) if column}
+        if lacking := names.keys() - set(rows.column_names):
+            raise InvalidRequest(f"data set {name} has no column {', '.join(lacking)}; it has {_columns(rows)}")
+        replaced = {*names.values(), *(["prompt"] if begins_with_prompt else [])} - names.keys()
+        rows = rows.remove_columns([column for column in rows.column_names if column in replaced])
+        return gate(rows.rename_columns(names), name, begins_with_prompt=begins_with_prompt)
+
+
+@dataclass
+class DataArguments(ScriptArguments):
+    """TRL's settings of a data set, and which of its columns are which."""
+
+    prompt_column: str | None = field(default=None, metadata={"help": f"The {_PROMPT}."})
+    chosen_column: str | None = field(default=None, metadata={"help": "The column of the better completion."})
+    rejected_column: str | None = field(default=None, metadata={"help": "The column of the worse completion."})
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.prompt_column, self.chosen_column, self.rejected_column)
+
+
+class DatasetFlags(Command):
+    """The flags of a command that reads one data set."""
+
+    dataset: str = Field(
+        description="pairs: JSON, JSON lines, CSV or Parquet (file, folder or glob), a save_to_disk folder, or a "
+        "hub id (only then is the network used)"
+    )
+    dataset_config: str | None = Field(None, description="configuration of the data set, where it has several")
+    split: str | None = Field(None, description="split of the data set; needed when it has several")
+    prompt_column: str | None = Field(None, description=_PROMPT)
+    chosen_column: str | None = Field(None, description="column of the better completion, where it is not named chosen")
+    rejected_column: str | None = Field(None, description="column of the worse one, where it is not named rejected")
+
+    def pairs(self) -> datasets.Dataset:
+        """The rows that the flags name. Raises InvalidRequest, as `load_preferences` does."""
+        columns = Columns(self.prompt_column, self.chosen_column, self.rejected_column)
+        return load_preferences(self.dataset, self.split, self.dataset_config, columns)
+
+
+def load_preferences(
+    path_or_name: str, split: str | None = None, config: str | None = None, columns: Columns = Columns()
+) -> datasets.Dataset:
+    """Pairs from JSON, JSON lines, CSV, Parquet or Arrow (a file, a folder, a glob), `save_to_disk`, or else the hub.
+
+    Only a name that is no file of this machine is looked up on the hub. `config` is a configuration of a folder or of
+    the hub.
+
+    Raises InvalidRequest when nothing is there, when the split is unknown or has to be named, and for columns and rows
+    that do not pass `gate`.
     """
-    try:
-        loaded = _load(path_or_name, split)
-    except InvalidRequest:
-        raise
-    # Builders raise anything from OSError to DatasetGenerationError; all of them mean that this source does not read.
-    except Exception as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
-        raise InvalidRequest(f"data set {path_or_name} cannot be read: {reason or type(error).__name__}") from error
-    dataset = _one_split(loaded, path_or_name, split)
-    _check_columns(dataset, path_or_name)
-    _check_rows(dataset, path_or_name)
-    return dataset
+    with _reading(f"data set {path_or_name}"):
+        loaded = _load(path_or_name, split, config)
+    return columns.of(_one_split(loaded, path_or_name, split), path_or_name)
 
 
-def _load(name: str, split: str | None) -> datasets.Dataset | datasets.DatasetDict:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-            saved = datasets.load_from_disk(path)
-            if split is not None and isinstance(saved, datasets.Dataset):
-                raise InvalidRequest(f"data set {name} was saved as a single split; leave out {split!r}")
-            return saved
-        return datasets.load_dataset(str(path), split=split)
-    files = [str(path)] if path.is_file() else sorted(glob(str(path), recursive=True))  # noqa: PTH207 (absolute globs)
-    if files:
-        return datasets.load_dataset(_format(files), data_files={"train": files}, split=split)
-    if any(pattern.search(name) for pattern in _FORMATS.values()) or not is_hub_id(name):
-        raise InvalidRequest(f"no data set at {name}: there is no such file or folder, and the name is not a hub id")
-    return datasets.load_dataset(name, split=split)
+def training_data(
+    data: DataArguments, mixture: DatasetMixtureConfig, *, evaluation: bool
+) -> dict[str, datasets.Dataset]:
+    """What TRL's settings name: the pairs to train on under "train", and with `evaluation` more under "eval".
+
+    A mixture is cut into the two by NumPy's global random state, as in TRL; seed it first.
+
+    Raises InvalidRequest for settings that do not go together, and as `load_preferences` does.
+    """
+    if data.dataset_streaming or mixture.streaming:
+        raise InvalidRequest("streaming is not served here; load the data set whole, or use TVKDTrainer in Python")
+    if mixture.datasets:
+        if data.dataset_name:
+            raise InvalidRequest("datasets and dataset_name are both set; keep one")
+        mixed = _mixed(mixture)
+        if evaluation and "test" not in mixed:
+            raise InvalidRequest("eval_strategy needs a test split of datasets; set test_split_size")
+        wanted = {"train": "train", "eval": "test"} if evaluation else {"train": "train"}
+        return {use: data.columns.of(mixed[split], f"datasets ({split})") for use, split in wanted.items()}
+    if not data.dataset_name:
+        raise InvalidRequest("dataset_name is not set: a JSON lines, CSV or Parquet file, a folder or a hub id")
+    # A data set saved as one split has no name for it, and "train" is TRL's default, not the user's word.
+    unnamed = (Path(data.dataset_name) / "state.json").exists() and data.dataset_train_split == "train"
+    splits = {"train": None if unnamed else data.dataset_train_split}
+    if evaluation:
+        splits["eval"] = data.dataset_test_split
+    return {
+        use: load_preferences(data.dataset_name, split, data.dataset_config, data.columns)
+        for use, split in splits.items()
+    }
 
 
 def is_hub_id(name: str) -> bool:
@@ -62,11 +135,56 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def _format(files: list[str]) -> str:
-    for kind, pattern in _FORMATS.items():
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except InvalidRequest:
+        raise
+    # Builders raise anything from OSError to DatasetGenerationError; all of them mean that this source does not read.
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise InvalidRequest(f"{what} cannot be read: {reason or type(error).__name__}") from error
+
+
+def _mixed(mixture: DatasetMixtureConfig) -> datasets.DatasetDict:
+    """TRL's mixture, whose entries may name a file or a glob where TRL wants a builder and data_files."""
+    for entry in mixture.datasets:
+        if files := _files(entry.path):
+            entry.path, options = _builder(files)
+            entry.data_files = options["data_files"]
+    with _reading("datasets"):
+        return get_dataset(mixture)
+
+
+def _load(name: str, split: str | None, config: str | None) -> datasets.Dataset | datasets.DatasetDict:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+            saved = datasets.load_from_disk(path)
+            if split is not None and isinstance(saved, datasets.Dataset):
+                raise InvalidRequest(f"data set {name} was saved as a single split; leave out {split!r}")
+            return saved
+        return datasets.load_dataset(str(path), config, split=split)
+    if files := _files(name):
+        builder, options = _builder(files)
+        return datasets.load_dataset(builder, split=split, **options)
+    if any(pattern.search(name) for pattern in _FORMATS.values()) or not is_hub_id(name):
+        raise InvalidRequest(f"no data set at {name}: there is no such file or folder, and the name is not a hub id")
+    return datasets.load_dataset(name, config, split=split)
+
+
+def _files(name: str) -> list[str]:
+    path = Path(name).expanduser()
+    return [str(path)] if path.is_file() else [] if path.is_dir() else sorted(glob(str(path), recursive=True))  # noqa: PTH207 (absolute globs)
+
+
+def _builder(files: list[str]) -> tuple[str, dict[str, Any]]:
+    """The builder of datasets that reads these files, and its options."""
+    for (builder, separator), pattern in _FORMATS.items():
         if all(pattern.search(file) for file in files):
-            return kind
-    raise InvalidRequest(f"{files[0]} is neither JSON, JSON lines nor Parquet by its name (or the files are mixed)")
+            return builder, {"data_files": {"train": files}} | ({"sep": separator} if separator else {})
+    raise InvalidRequest(f"{files[0]} is not JSON, JSON lines, CSV or Parquet by its name (or the files are mixed)")
 
 
 def _one_split(loaded: datasets.Dataset | datasets.DatasetDict, name: str, split: str | None) -> datasets.Dataset:
@@ -80,43 +198,5 @@ def _one_split(loaded: datasets.Dataset | datasets.DatasetDict, name: str, split
     return loaded[split]
 
 
-def _check_columns(dataset: datasets.Dataset, name: str) -> None:
-    seen = ", ".join(dataset.column_names)
-    if not {"chosen", "rejected"} <= set(dataset.column_names):
-        raise InvalidRequest(f"data set {name} has columns {seen}; needed are chosen, rejected and mostly prompt")
-    if {"image", "images"} & set(dataset.column_names):
-        raise InvalidRequest(f"data set {name} has columns {seen}; the teacher reads text, not images")
-    if len(dataset) == 0:
-        raise InvalidRequest(f"data set {name} has no rows")
-
-
-def _check_rows(dataset: datasets.Dataset, name: str) -> None:
-    """Every row has text or messages in each column, of one kind throughout. Raises InvalidRequest naming the row."""
-    columns = [column for column in _COLUMNS if column in dataset.column_names]
-    first: str | None = None
-    for number, row in enumerate(dataset.select_columns(columns)):
-        for column in columns:
-            kind = _kind(row[column])
-            first = first or kind
-            if kind is None or kind != first:
-                wanted = first or "text, or a list of messages with role and content"
-                raise InvalidRequest(f"data set {name}, row {number}: {column} is {_short(row[column])}, not {wanted}")
-            if not row[column]:
-                raise InvalidRequest(f"data set {name}, row {number}: {column} is empty")
-
-
-def _kind(cell: Any) -> str | None:
-    if isinstance(cell, str):
-        return "text"
-    if isinstance(cell, list) and all(_is_message(message) for message in cell):
-        return "messages"
-    return None
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and {"role", "content"} <= message.keys()
-
-
-def _short(cell: Any) -> str:
-    text = repr(cell)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+def _columns(rows: datasets.Dataset) -> str:
+    return ", ".join(rows.column_names)

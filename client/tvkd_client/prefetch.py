@@ -15,30 +15,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tvkd_client.batches import FillCount
-from tvkd_client.dataset import load_preferences
+from tvkd_client.dataset import DatasetFlags
 from tvkd_client.http import TeacherClient
 from tvkd_client.preference_tokens import (
     check_vocabulary,
     load_tokenizer,
-    measure,
     tokenize_preferences,
 )
-from tvkd_client.trl_private import TOKEN_COLUMNS
+from tvkd_client.token_rows import TOKEN_COLUMNS, measure, spelled
 from tvkd_shared.errors import SequenceTooLong, TokenOutOfRange
-from tvkd_shared.settings import Command
 from tvkd_shared.wire import TeacherInfo, TokenItem
 
 
-class Prefetch(Command, cli_prog_name="tvkd prefetch"):
+class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
     """Fill a server's store with the teacher's values of a preference data set. Repeat it at will: hits cost little."""
 
     server: str = Field(description="URL of `tvkd serve`, such as http://127.0.0.1:8077")
-    dataset: str = Field(
-        description="pairs: JSON, JSON lines or Parquet (file, folder or glob), a save_to_disk folder, or a hub id "
-        "(only then is the network used)"
-    )
     tokenizer: str = Field(description="the student's tokenizer: a directory, or a hub id (only then the network)")
-    split: str | None = Field(None, description="split of the data set; needed when it has several")
     temperatures: Annotated[list[float], Field(min_length=1)] = Field(
         [1.0], description="temperatures of the values, such as 1.0,2.0; 1.0 is always among them"
     )
@@ -55,6 +48,7 @@ class Prefetch(Command, cli_prog_name="tvkd prefetch"):
         "token; only you can know that the ids in the data mean the same",
     )
     in_flight: PositiveInt = Field(8, description="requests under way at once: enough to keep the teacher's batch full")
+    quiet: bool = Field(False, description="do not show the first pair before anything is sent")
 
     def run(self) -> int:
         """Check everything that can be checked, then send. Returns 0 when done, 130 after Ctrl-C.
@@ -73,7 +67,9 @@ class Prefetch(Command, cli_prog_name="tvkd prefetch"):
             _say("the teacher was saved without a tokenizer: whether the vocabularies agree was not checked")
         elif not self.other_vocabulary:
             check_vocabulary(tokenizer, teacher)
-        pairs = tokenize_preferences(load_preferences(self.dataset, self.split), tokenizer)
+        pairs = tokenize_preferences(self.pairs(), tokenizer, self.dataset)
+        if not self.quiet:
+            _say(f"the first of {len(pairs):,} pairs is\n{spelled(pairs[0], tokenizer)}")
         pairs = _fitting(pairs, teacher, skip_too_long=self.skip_too_long)
         return _send(client, pairs, self.temperatures)
 

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, SecretStr, model_validator
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from tvkd_client.dataset import load_preferences
+from tvkd_client.dataset import DatasetFlags
 from tvkd_client.ending import Ending, declared_eos
 from tvkd_client.picture import TokenShaping, draw, write
 from tvkd_client.preference_tokens import check_vocabulary, load_tokenizer, tokenize_preferences
@@ -22,16 +22,14 @@ from tvkd_shared.shaping import Shaping
 _Flags: Any = shaping_command("tvkd show", "gamma", "temperature", "potential", "terminal")
 
 
-class Show(_Flags):  # type: ignore[misc]
+class Show(_Flags, DatasetFlags):  # type: ignore[misc]
     """Show one pair of a preference data set, coloured token by token by the teacher's shaping."""
 
     # TVKD_STORE is often set for `tvkd serve`; it must not stand against --server.
     alternatives = frozenset({"server", "store"})
 
-    dataset: str = Field(description="pairs, as `tvkd prefetch` takes them")
     tokenizer: str = Field(description="the student's tokenizer: a directory, or a hub id (only then the network)")
     row: NonNegativeInt = Field(0, description="which pair, counted from 0")
-    split: str | None = Field(None, description="split of the data set; needed when it has several")
     server: str | None = Field(None, description="URL of `tvkd serve`; what its store lacks is computed")
     store: str | None = Field(None, description="a filled store, folder or s3://…, in place of a server")
     teacher_id: str | None = Field(None, description="which teacher, when the store holds several")
@@ -50,10 +48,10 @@ class Show(_Flags):  # type: ignore[misc]
         shaping: Shaping = self.shaping
         datasets.disable_progress_bars()
         tokenizer = load_tokenizer(self.tokenizer)
-        pairs = load_preferences(self.dataset, self.split)
+        pairs = self.pairs()
         if self.row >= len(pairs):
             raise InvalidRequest(f"--row {self.row} is not there; {self.dataset} has rows 0 … {len(pairs) - 1}")
-        pair = tokenize_preferences(pairs.select([self.row]), tokenizer)[0]
+        pair = tokenize_preferences(pairs.select([self.row]), tokenizer, self.dataset)[0]
         sides = [pair["chosen_ids"], pair["rejected_ids"]]
         records = self._source(shaping, tokenizer).fetch([pair["prompt_ids"]] * 2, sides)
         ending = Ending(tokenizer, declared_eos(self.tokenizer))

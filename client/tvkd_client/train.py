@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import Dataset
-from transformers import AutoConfig
-from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, get_dataset
+from transformers import AutoConfig, set_seed
+from trl.scripts.utils import DatasetMixtureConfig
 from trl.trainer.model_config import ModelConfig
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from tvkd_client.config import TVKDConfig
-from tvkd_client.dataset import is_hub_id, load_preferences
+from tvkd_client.dataset import DataArguments, is_hub_id, training_data
 from tvkd_client.trainer import TVKDTrainer
 from tvkd_client.trl_private import SettingsParser
 from tvkd_shared.errors import InvalidRequest, TVKDError
@@ -46,11 +45,11 @@ def _refusals_in_one_line(what: str = "") -> Iterator[None]:
         raise InvalidRequest(" ".join(f"{what}{error}".split()) or type(error).__name__) from error
 
 
-def _parse(argv: list[str]) -> tuple[ScriptArguments, TVKDConfig, ModelConfig, DatasetMixtureConfig]:
+def _parse(argv: list[str]) -> tuple[DataArguments, TVKDConfig, ModelConfig, DatasetMixtureConfig]:
     words = [word for flag in argv for word in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
     if words[-1:] == ["--config"]:
         raise InvalidRequest("--config needs the path of a YAML file")
-    settings: Any = (ScriptArguments, TVKDConfig, ModelConfig, DatasetMixtureConfig)
+    settings: Any = (DataArguments, TVKDConfig, ModelConfig, DatasetMixtureConfig)
     parser = SettingsParser(settings, prog="tvkd train")
     with _refusals_in_one_line():
         *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
@@ -66,9 +65,11 @@ def _parse(argv: list[str]) -> tuple[ScriptArguments, TVKDConfig, ModelConfig, D
 
 
 def _build(
-    script: ScriptArguments, training: TVKDConfig, model: ModelConfig, mixture: DatasetMixtureConfig
+    script: DataArguments, training: TVKDConfig, model: ModelConfig, mixture: DatasetMixtureConfig
 ) -> TVKDTrainer:
-    train, evaluation = _datasets(script, training, mixture)
+    # TRL cuts a mixture into two by this state. The same seed makes the same two in each process and when resuming.
+    set_seed(training.seed)
+    pairs = training_data(script, mixture, evaluation=training.eval_strategy != "no")
     with _refusals_in_one_line():
         quantization, peft = get_quantization_config(model), get_peft_config(model)
     student = str(model.model_name_or_path)
@@ -84,40 +85,14 @@ def _build(
     return TVKDTrainer(
         student,
         args=training,
-        train_dataset=train,
-        eval_dataset=evaluation,
+        train_dataset=pairs["train"],
+        eval_dataset=pairs.get("eval"),
         quantization_config=quantization,
         peft_config=peft,
     )
 
 
-def _datasets(
-    script: ScriptArguments, training: TVKDConfig, mixture: DatasetMixtureConfig
-) -> tuple[Dataset, Dataset | None]:
-    wants_evaluation = training.eval_strategy != "no"
-    if script.dataset_streaming or mixture.streaming:
-        raise InvalidRequest("streaming is not served here; load the data set whole, or use TVKDTrainer in Python")
-    if mixture.datasets:
-        if script.dataset_name:
-            raise InvalidRequest("datasets and dataset_name are both set; keep one")
-        with _refusals_in_one_line("datasets cannot be read: "):
-            mixed = get_dataset(mixture)
-        if wants_evaluation and "test" not in mixed:
-            raise InvalidRequest("eval_strategy needs a test split of datasets; set test_split_size")
-        return mixed["train"], mixed["test"] if wants_evaluation else None
-    if not script.dataset_name:
-        raise InvalidRequest("dataset_name is not set: a JSONL or Parquet file, a folder or a hub id")
-    if script.dataset_config:
-        raise InvalidRequest("dataset_config is not served here; name the configuration under datasets instead")
-    # A data set saved as one split has no name for it, and "train" is TRL's default, not the user's word.
-    unnamed = (Path(script.dataset_name) / "state.json").exists() and script.dataset_train_split == "train"
-    return (
-        load_preferences(script.dataset_name, None if unnamed else script.dataset_train_split),
-        load_preferences(script.dataset_name, script.dataset_test_split) if wants_evaluation else None,
-    )
-
-
-def _run(trainer: Any, script: ScriptArguments) -> None:
+def _run(trainer: Any, script: DataArguments) -> None:
     args = trainer.args
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)

@@ -5,6 +5,7 @@ so no line of TRL's loss is copied. A TRL that has moved one of these parts is r
 """
 
 import inspect
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +14,13 @@ from typing import Any, NoReturn
 
 import datasets
 import trl
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl.scripts.utils import TrlParser
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from tvkd_client.token_rows import TOKEN_COLUMNS, token_rows
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.versions import supported
-
-TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
-"""Columns of token ids that TRL's preparation of preference data makes."""
 
 _SIGNATURES = {
     "_compute_loss": ["self", "model", "inputs", "return_outputs"],
@@ -44,24 +42,26 @@ def check() -> None:
             raise _refused(f"its DPOTrainer.{name} takes {parameters}, not {expected}")
 
 
-def prepare_preferences(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
-    """The data set with `TOKEN_COLUMNS`, made by DPOTrainer's own preparation. Nothing is cut and no row is dropped.
+def prepare_preferences(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, name: str) -> datasets.Dataset:
+    """`token_rows` of the data set, made by DPOTrainer's own preparation. Nothing is cut and no row is dropped.
 
-    Raises InvalidRequest when the tokenizer's chat template refuses a conversation, or TRL has changed.
+    Raises InvalidRequest as `token_rows` does, and when TRL has changed.
     """
     check()
     # These are all the attributes that the preparation reads. Without max_length it drops no row.
     trainer: Any = SimpleNamespace(_tokenizer=tokenizer)
     config: Any = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
-    try:
-        tokens = DPOTrainer._prepare_dataset(trainer, dataset, tokenizer, config, "preference")
-    except TemplateError as error:
-        raise InvalidRequest(f"the tokenizer's chat template refuses a conversation: {error}") from error
-    except AttributeError as error:
-        raise _refused(f"preparing preference data failed with: {error}") from error
-    if not set(TOKEN_COLUMNS) <= set(tokens.column_names):
-        raise _refused(f"preparing preference data made the columns {', '.join(tokens.column_names)}")
-    return tokens
+
+    def prepare(rows: datasets.Dataset) -> datasets.Dataset:
+        try:
+            tokens = DPOTrainer._prepare_dataset(trainer, rows, tokenizer, config, "preference")
+        except AttributeError as error:
+            raise _refused(f"preparing preference data failed with: {error}") from error
+        if not set(TOKEN_COLUMNS) <= set(tokens.column_names):
+            raise _refused(f"preparing preference data made the columns {', '.join(tokens.column_names)}")
+        return tokens
+
+    return token_rows(dataset, name, tokenizer, prepare)
 
 
 class OpenDPOTrainer(DPOTrainer):
@@ -104,6 +104,25 @@ class OpenDPOTrainer(DPOTrainer):
             yield
         finally:
             self.precompute_ref_logps = before
+
+    def _prepare_dataset(
+        self,
+        dataset: datasets.Dataset | datasets.IterableDataset,
+        processing_class: Any,
+        args: Any,
+        dataset_name: str,
+    ) -> datasets.Dataset | datasets.IterableDataset:
+        # All rows come this way, those to train on and those to evaluate with, now or later.
+        prepare = super()._prepare_dataset
+        return token_rows(
+            dataset,
+            dataset_name,
+            self._tokenizer,
+            lambda rows: prepare(rows, processing_class, args, dataset_name),
+            max_length=args.max_length,
+            say=lambda line: print(f"tvkd: {line}", file=sys.stderr) if args.process_index == 0 else None,
+            show=dataset_name == "train" and not args.quiet,
+        )
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
         # Reference log-probs need no values, and the model would be given the extra key of a batch with shaping.

@@ -3,7 +3,9 @@ from datasets import Dataset
 from preference_rows import SHAPES, conversational, plain, words
 
 from tvkd_client import trl_private
-from tvkd_client.preference_tokens import check_vocabulary, measure, tokenize_preferences
+from tvkd_client.dataset import Columns
+from tvkd_client.preference_tokens import check_vocabulary, tokenize_preferences
+from tvkd_client.token_rows import measure
 from tvkd_client.trl_private import TOKEN_COLUMNS
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.wire import TeacherInfo
@@ -19,10 +21,11 @@ def test_tokens_are_those_that_trl_trains_on(shape, tokenizer, tiny_teacher, tmp
     from trl import DPOConfig, DPOTrainer
 
     dataset = Dataset.from_list(SHAPES[shape](6))
+    ours = Columns("none").of(dataset, "given") if shape == "implicit plain" else dataset
     config = DPOConfig(tmp_path, use_cpu=True, report_to="none", max_length=None)
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher)
     trainer = DPOTrainer(model, args=config, train_dataset=dataset, processing_class=tokenizer)
-    assert token_rows(tokenize_preferences(dataset, tokenizer)) == token_rows(trainer.train_dataset)
+    assert token_rows(tokenize_preferences(ours, tokenizer)) == token_rows(trainer.train_dataset)
 
 
 def test_plain_text_ends_with_eos_and_long_rows_stay_whole(tokenizer):
@@ -39,9 +42,9 @@ def test_measure_counts_tokens_in_row_order(tokenizer):
     assert largest == max(max(row[name]) for row in token_rows(tokens) for name in TOKEN_COLUMNS)
 
 
-def test_a_row_without_a_prompt_token_is_named(tokenizer):
-    rows = [*plain(1), plain(1)[0] | {"prompt": " "}]
-    with pytest.raises(InvalidRequest, match="row 1: prompt has no token"):
+def test_a_row_whose_prompt_is_special_tokens_only_is_named(tokenizer):
+    rows = [*plain(1), plain(1)[0] | {"prompt": "<pad>"}]
+    with pytest.raises(InvalidRequest, match="row 1: the prompt is '<pad>', special tokens only"):
         tokenize_preferences(Dataset.from_list(rows), tokenizer)
 
 
@@ -51,7 +54,9 @@ def test_a_tokenizer_that_cannot_is_said(tokenizer):
     with pytest.raises(InvalidRequest, match="has no chat template"):
         tokenize_preferences(dataset, tokenizer)
     tokenizer.chat_template = "{{ raise_exception('no such role') }}"
-    with pytest.raises(InvalidRequest, match="refuses a conversation: no such role"):
+    with pytest.raises(
+        InvalidRequest, match="row 0: the tokenizer's chat template refuses a conversation: no such role"
+    ):
         tokenize_preferences(dataset, tokenizer)
     tokenizer.eos_token = None
     with pytest.raises(InvalidRequest, match="end-of-sequence"):

@@ -49,6 +49,16 @@ def test_a_second_prefetch_runs_no_teacher(server, arguments, capsys):
     assert computed(server) - before == 40
 
 
+def test_the_first_pair_is_shown_before_anything_is_sent_unless_it_is_quiet(arguments, capsys):
+    rows = [{"question": "w8 w9 ", "chosen": "w10", "rejected": "w11"}]
+    assert tvkd(arguments(rows)) == 2
+    assert "question looks like it: --prompt-column question" in capsys.readouterr().err
+    assert tvkd(arguments(rows, "--prompt-column", "question")) == 0
+    assert "the first of 1 pairs is\n  prompt   'w8 w9'\n  chosen   'w10 <eos>'\n" in capsys.readouterr().err
+    assert tvkd(arguments(rows, "--prompt-column", "question", "--quiet")) == 0
+    assert "w10" not in capsys.readouterr().err
+
+
 def test_what_was_prefetched_is_what_the_trainer_asks_for(server, arguments, tokenizer):
     from datasets import Dataset
 
@@ -124,6 +134,6 @@ def test_another_vocabulary_is_refused_unless_it_is_accepted(server, arguments, 
     ],
 )
 def test_a_users_mistake_is_one_line_and_2(flags, line, arguments, capsys):
-    assert tvkd(arguments(plain(1), *flags)) == 2
+    assert tvkd(arguments(plain(1), *flags, "--quiet")) == 2
     said = [text for text in capsys.readouterr().err.splitlines() if text.startswith("tvkd prefetch: ")]
     assert len(said) == 1 and line in said[0]

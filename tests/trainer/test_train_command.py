@@ -73,6 +73,47 @@ def test_a_mistake_is_one_line_and_exit_2(config, capsys, flags, line):
     assert line in said[0]
 
 
+def write(path: Path, *pairs: dict) -> str:
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return str(path)
+
+
+PAIR = rows(1)[0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [({"chosen": None}, "row 1: chosen is None, not text"), ({"rejected": ""}, "row 1: rejected is empty")],
+)
+@pytest.mark.parametrize("mixture", [True, False])
+def test_one_wrong_row_is_found_in_a_data_set_and_in_a_mixture(config, tmp_path, capsys, wrong, line, mixture):
+    data = write(tmp_path / "wrong.jsonl", PAIR, PAIR | wrong)
+    named = {"datasets": [{"path": data}], "dataset_name": None} if mixture else {"dataset_name": data}
+    assert tvkd(["train", "--config", config(alpha=0.0, **named)]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_a_mixture_trains_on_files_with_columns_of_other_names(config, server, tmp_path, capsys):
+    asked = [{"question": pair.pop("prompt"), **pair} for pair in rows(6)]
+    data = write(tmp_path / "asked.jsonl", *asked)
+    mixture = {"datasets": [{"path": data, "split": "train[:4]"}, {"path": data}], "test_split_size": 0.2}
+    named = mixture | {"dataset_name": None, "eval_strategy": "epoch", "value_source": "server", "server": server.url}
+    assert tvkd(["train", "--config", config(**named)]) == 2
+    assert "question looks like it" in capsys.readouterr().err
+    assert tvkd(["train", "--config", config(**named), "--prompt-column", "question"]) == 0
+    assert "the first of 8 pairs of train is\n  prompt   '" in capsys.readouterr().err
+
+
+def test_max_length_says_how_many_pairs_it_drops_and_cuts(config, tmp_path, capsys):
+    lengths = [(2, 2), (4, 9), (20, 2)]
+    pairs = [{"prompt": "w8 " * prompt, "chosen": "w9 " * answer, "rejected": "w10"} for prompt, answer in lengths]
+    path = config(alpha=0.0, dataset_name=write(tmp_path / "long.jsonl", *pairs), quiet=True)
+    assert tvkd(["train", "--config", path, "--max_length", "10"]) == 0
+    assert capsys.readouterr().err.count("tvkd: max_length 10 ") == 2
+    assert tvkd(["train", "--config", path, "--max_length", "2"]) == 2
+    assert "max_length 2 leaves none of the 3 pairs of train" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["alpha: [", "- a list", "what_is_this: 1", "potential: q"])
 def test_a_bad_file_is_one_line_and_exit_2(config, capsys, content):
     path = Path(config(alpha=0.0))
