@@ -30,6 +30,7 @@ from tvkd_shared.wire import (
     StoreInfo,
     TeacherInfo,
     TokenItem,
+    Vocabulary,
     first_mistake,
 )
 
@@ -119,6 +120,10 @@ class TeacherClient:
                 "install the same tvkd on both sides"
             )
         return info
+
+    def vocabulary(self) -> list[str | None]:
+        """`GET /v1/vocabulary`: the token of each id of the teacher's tokenizer."""
+        return self._get("/v1/vocabulary", Vocabulary).tokens
 
     def store(self) -> StoreInfo:
         """`GET /v1/store`."""

@@ -1,13 +1,16 @@
 """Token ids of preference pairs, made by TRL's own DPOTrainer, so that values fit what the trainer will train on."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tvkd_client.http import TeacherClient
+from tvkd_client.token_rows import used_ids
 from tvkd_client.trl_private import prepare_preferences
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.vocabulary import vocabulary_digest
+from tvkd_shared.vocabulary import tokens_by_id, vocabulary_digest
 from tvkd_shared.wire import TeacherInfo
 
 
@@ -32,15 +35,32 @@ def tokenize_preferences(
     return prepare_preferences(dataset, tokenizer, name)
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, teacher: TeacherInfo) -> None:
-    """Raises InvalidRequest when the tokenizer's ids do not stand for the teacher's tokens.
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: TeacherInfo,
+    client: TeacherClient | None = None,
+    data_sets: Iterable[datasets.Dataset] = (),
+) -> None:
+    """Raises InvalidRequest when ids that these rows of tokens use do not stand for the teacher's tokens.
 
-    Ids of another vocabulary would be scored as other words, plausibly and without a sign. A teacher that was saved
-    without a tokenizer cannot be compared with, and passes.
+    Ids of another vocabulary would be scored as other words, plausibly and without a sign. Tokens that only one of the
+    two has and the rows do not use, such as an added pad token, do no harm: the teacher's server is asked for its
+    tokens. Without a client no other vocabulary passes. A teacher that was saved without a tokenizer cannot be compared
+    with, and passes.
     """
-    digest = vocabulary_digest(tokenizer.get_vocab())
-    if teacher.tokenizer_digest not in (None, digest):
+    if teacher.tokenizer_digest in (None, vocabulary_digest(tokenizer.get_vocab())):
+        return
+    another = f"tokenizer {tokenizer.name_or_path} has another vocabulary than teacher {teacher.name}"
+    accepted = "other_vocabulary (--other-vocabulary) accepts it, if it has the same ids for all that the data use"
+    if client is None:
+        raise InvalidRequest(f"{another}, whose ids might stand for other words; {accepted}")
+    ours, theirs = tokens_by_id(tokenizer.get_vocab()), client.vocabulary()
+    used = sorted(set().union(*map(used_ids, data_sets)))
+    tokens = [
+        (number, *(names[number] if number < len(names) else None for names in (ours, theirs))) for number in used
+    ]
+    if differing := [(number, our, their) for number, our, their in tokens if our != their]:
+        listed = ", ".join(f"{number} is {our!r} here and {their!r} there" for number, our, their in differing[:3])
         raise InvalidRequest(
-            f"tokenizer {tokenizer.name_or_path} has another vocabulary (digest {digest}) than teacher {teacher.name} "
-            f"({teacher.tokenizer_digest}): its ids would be scored as other words"
+            f"{another}, in {len(differing):,} of {len(used):,} ids that the data use: {listed}; {accepted}"
         )

@@ -44,8 +44,7 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
     )
     other_vocabulary: bool = Field(
         False,
-        description="accept a tokenizer whose vocabulary differs from the teacher's, such as by an added pad "
-        "token; only you can know that the ids in the data mean the same",
+        description="accept a tokenizer to which ids of the data are other tokens than to the teacher's",
     )
     in_flight: PositiveInt = Field(8, description="requests under way at once: enough to keep the teacher's batch full")
     quiet: bool = Field(False, description="do not show the first pair before anything is sent")
@@ -63,13 +62,13 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
         )
         teacher = client.teacher()
         tokenizer = load_tokenizer(self.tokenizer)
-        if teacher.tokenizer_digest is None:
-            _say("the teacher was saved without a tokenizer: whether the vocabularies agree was not checked")
-        elif not self.other_vocabulary:
-            check_vocabulary(tokenizer, teacher)
         pairs = tokenize_preferences(self.pairs(), tokenizer, self.dataset)
         if not self.quiet:
             _say(f"the first of {len(pairs):,} pairs is\n{spelled(pairs[0], tokenizer)}")
+        if teacher.tokenizer_digest is None:
+            _say("the teacher was saved without a tokenizer: whether the vocabularies agree was not checked")
+        elif not self.other_vocabulary:
+            check_vocabulary(tokenizer, teacher, client, [pairs])
         pairs = _fitting(pairs, teacher, skip_too_long=self.skip_too_long)
         return _send(client, pairs, self.temperatures)
 

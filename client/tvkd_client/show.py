@@ -51,9 +51,10 @@ class Show(_Flags, DatasetFlags):  # type: ignore[misc]
         pairs = self.pairs()
         if self.row >= len(pairs):
             raise InvalidRequest(f"--row {self.row} is not there; {self.dataset} has rows 0 … {len(pairs) - 1}")
-        pair = tokenize_preferences(pairs.select([self.row]), tokenizer, self.dataset)[0]
+        tokens = tokenize_preferences(pairs.select([self.row]), tokenizer, self.dataset)
+        pair = tokens[0]
         sides = [pair["chosen_ids"], pair["rejected_ids"]]
-        records = self._source(shaping, tokenizer).fetch([pair["prompt_ids"]] * 2, sides)
+        records = self._source(shaping, tokenizer, tokens).fetch([pair["prompt_ids"]] * 2, sides)
         ending = Ending(tokenizer, declared_eos(self.tokenizer))
         chosen, rejected = (
             token_shaping(*side, shaping, ending, tokenizer) for side in zip(sides, records, strict=True)
@@ -64,13 +65,15 @@ class Show(_Flags, DatasetFlags):  # type: ignore[misc]
             write(picture, html=self.html, svg=self.svg)
         return 0
 
-    def _source(self, shaping: Shaping, tokenizer: PreTrainedTokenizerBase) -> ServerSource | StoreSource:
+    def _source(
+        self, shaping: Shaping, tokenizer: PreTrainedTokenizerBase, tokens: datasets.Dataset
+    ) -> ServerSource | StoreSource:
         if self.store is not None:
             # Ids of another vocabulary are other keys: the store does not hold them, and says so.
             return StoreSource(self.store, shaping.temperatures, self.teacher_id)
         key = self.api_key.get_secret_value() if self.api_key else None
         source = ServerSource(str(self.server), shaping.temperatures, key, self.teacher_id)
-        check_vocabulary(tokenizer, source.client.teacher())
+        check_vocabulary(tokenizer, source.client.teacher(), source.client, [tokens])
         return source
 
 

@@ -75,6 +75,14 @@ def measure(tokens: datasets.Dataset) -> tuple[npt.NDArray[np.int64], int]:
     return np.concatenate(lengths).astype(np.int64), largest
 
 
+def used_ids(tokens: datasets.Dataset) -> set[int]:
+    """Every token id that the rows have."""
+    used: set[int] = set()
+    for batch in tokens.select_columns(list(TOKEN_COLUMNS)).with_format("arrow").iter(1000):
+        used.update(*(pc.unique(pc.list_flatten(batch[name])).to_pylist() for name in TOKEN_COLUMNS))
+    return used
+
+
 def spelled(pair: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
     """A pair of token ids as text, special tokens too, in three lines: a wrong prompt is seen there."""
     return "\n".join(

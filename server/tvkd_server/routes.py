@@ -13,7 +13,7 @@ from tvkd_server.media_types import ARROW, JSON, codec_of_answer, codec_of_reque
 from tvkd_server.service import Service
 from tvkd_shared.errors import BY_CODE, Unauthorized
 from tvkd_shared.json_codec import answer_model
-from tvkd_shared.wire import PotentialsRequest, Problem, StoreInfo, TeacherInfo
+from tvkd_shared.wire import PotentialsRequest, Problem, StoreInfo, TeacherInfo, Vocabulary
 
 PROBLEM: dict[str, Any] = {"model": Problem, "content": {"application/problem+json": {}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {error.status: PROBLEM for error in BY_CODE.values()}
@@ -83,6 +83,12 @@ async def _convert(codec: Callable[[Any], Any], value: Any, body_bytes: int) -> 
 async def teacher(service: Ready) -> TeacherInfo:
     """Who answers, and what is kept beside its id."""
     return service.teacher.info
+
+
+@v1.get("/vocabulary")
+async def vocabulary(service: Ready) -> Vocabulary:
+    """Which token each id stands for: what a student is compared with whose vocabulary is not the same."""
+    return Vocabulary(tokens=await asyncio.to_thread(service.teacher.vocabulary))
 
 
 @v1.get("/store")

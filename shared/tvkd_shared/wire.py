@@ -163,6 +163,12 @@ class TeacherInfo(BaseModel):
     value_definition: int = VALUE_DEFINITION
 
 
+class Vocabulary(BaseModel):
+    """`GET /v1/vocabulary`. The token of each id from 0 on, of the teacher's tokenizer; null for ids that have none."""
+
+    tokens: list[str | None]
+
+
 class StoreInfo(BaseModel):
     """`GET /v1/store`. Hits, misses (completions) and corrupt (damaged blocks met) count since the server started."""
 

@@ -8,7 +8,6 @@ from tvkd_client.preference_tokens import check_vocabulary, tokenize_preferences
 from tvkd_client.token_rows import measure
 from tvkd_client.trl_private import TOKEN_COLUMNS
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.wire import TeacherInfo
 
 
 def token_rows(dataset: Dataset) -> list[dict]:
@@ -77,11 +76,20 @@ def test_another_trl_fails_loudly(tokenizer, monkeypatch):
 def test_the_teachers_tokenizer_fits_the_teacher_and_another_does_not(server, tokenizer, monkeypatch):
     from tvkd_client.http import TeacherClient
 
-    teacher: TeacherInfo = TeacherClient(server.url).teacher()
-    assert teacher.tokenizer_digest is not None
+    client = TeacherClient(server.url)
+    teacher = client.teacher()
+    rows = Dataset.from_list([{"prompt_ids": [8, 10], "chosen_ids": [11], "rejected_ids": [12, 2]}])
+    assert client.vocabulary()[8:10] == ["w8", "w9"]
+    check_vocabulary(tokenizer, teacher, client, [rows])
     check_vocabulary(tokenizer, teacher)
-    swapped = dict(tokenizer.get_vocab())
-    swapped["w8"], swapped["w9"] = swapped["w9"], swapped["w8"]
-    monkeypatch.setattr(tokenizer, "get_vocab", lambda: swapped)
-    with pytest.raises(InvalidRequest, match="another vocabulary"):
+    vocabulary = dict(tokenizer.get_vocab())
+    monkeypatch.setattr(tokenizer, "get_vocab", lambda: vocabulary)
+    # Neither an added token nor one that the teacher alone has is used by the rows.
+    vocabulary["added"] = 128
+    del vocabulary["w9"]
+    check_vocabulary(tokenizer, teacher, client, [rows])
+    with pytest.raises(InvalidRequest, match=r"another vocabulary than teacher .*; other_vocabulary"):
         check_vocabulary(tokenizer, teacher)
+    vocabulary["w8"], vocabulary["w10"], vocabulary["w11"] = 10, 11, 8
+    with pytest.raises(InvalidRequest, match=r"in 3 of 5 ids that the data use: 8 is 'w11' here and 'w8' there, 10 is"):
+        check_vocabulary(tokenizer, teacher, client, [rows])

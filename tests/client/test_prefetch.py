@@ -109,15 +109,15 @@ def test_rows_too_long_stop_it_before_anything_is_sent_unless_they_are_to_be_ski
     assert "1 of 4 pairs" in captured.err and "6 sequences" in captured.out
 
 
-def test_another_vocabulary_is_refused_unless_it_is_accepted(server, arguments, tokenizer, tmp_path, capsys):
+def test_an_added_token_is_refused_only_where_the_data_use_it(server, arguments, tokenizer, tmp_path, capsys):
     tokenizer.add_tokens(["w500"])
     tokenizer.save_pretrained(tmp_path / "grown")
     rows = plain(2, seed=4000)
     grown = ["--tokenizer", str(tmp_path / "grown")]
-    assert tvkd(arguments(rows, *grown)) == 2
-    assert "has another vocabulary" in capsys.readouterr().err
-    assert tvkd(arguments(rows, *grown, "--other-vocabulary")) == 0
+    assert tvkd(arguments(rows, *grown)) == 0
     capsys.readouterr()
+    assert tvkd(arguments([rows[0] | {"chosen": "w500"}], *grown)) == 2
+    assert "ids that the data use: 128 is 'w500' here and None there; other_vocabulary" in capsys.readouterr().err
     assert tvkd(arguments([rows[0] | {"chosen": "w500"}], *grown, "--other-vocabulary")) == 2
     assert "token id 128; the teacher's are 0 … 127" in capsys.readouterr().err
 

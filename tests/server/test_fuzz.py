@@ -11,6 +11,7 @@ ROUTES = [
     ("/v1/potentials", "POST"),
     ("/v1/teacher", "GET"),
     ("/v1/store", "GET"),
+    ("/v1/vocabulary", "GET"),
     ("/healthz", "GET"),
     ("/readyz", "GET"),
     ("/metrics", "GET"),

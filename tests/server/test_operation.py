@@ -34,6 +34,7 @@ def test_without_the_api_key_nothing_under_v1_answers(guarded, key):
         httpx.post(f"{guarded.url}/v1/potentials", json={"items": [ITEM]}, headers=headers),
         httpx.get(f"{guarded.url}/v1/teacher", headers=headers),
         httpx.get(f"{guarded.url}/v1/store", headers=headers),
+        httpx.get(f"{guarded.url}/v1/vocabulary", headers=headers),
     ):
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
         assert answer.headers["www-authenticate"] == "Bearer"

@@ -127,6 +127,10 @@ class Teacher(ABC):
         question = Question(list(prompt_token_ids), [list(ids) for ids in completions], tuple(columns))
         return [_record(question.columns, numbers_SK) for numbers_SK in await self._numbers(question)]
 
+    def vocabulary(self) -> list[str | None]:
+        """The token of each id that the teacher's tokenizer has."""
+        return self._tokenizer.vocabulary()
+
     def check(self, prompt_token_ids: Tokens, completions: Sequence[Tokens], where: str = "") -> None:
         """Refuse what the teacher cannot answer. `where` names the item in the message, such as "items[3]".
 

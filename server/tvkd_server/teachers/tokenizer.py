@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from tvkd_server.teachers.checkpoint import first_line
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.text import TokenizedItem, tokenize
-from tvkd_shared.vocabulary import vocabulary_digest
+from tvkd_shared.vocabulary import tokens_by_id, vocabulary_digest
 from tvkd_shared.wire import TextItem
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -34,6 +34,10 @@ class Tokenizer:
         if template := self._tokenizer.chat_template:
             text = json.dumps(template, sort_keys=True)
             self.chat_template_digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def vocabulary(self) -> list[str | None]:
+        """The token of each id; none at all without a tokenizer."""
+        return tokens_by_id(self._tokenizer.get_vocab()) if self._tokenizer else []
 
     def tokenize(self, item: TextItem, longest: int, max_tokens: int) -> TokenizedItem:
         """See `tvkd_shared.text.tokenize`. Raises InvalidRequest without a tokenizer too."""
