@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from tvkd_shared.errors import InvalidRequest, PayloadTooLarge, SequenceTooLong
 from tvkd_shared.wire import TextItem
@@ -72,7 +71,7 @@ def tokenize(
             raise InvalidRequest(f"completions[{index}] is no token long; it needs at least one")
         place = texts.place(text, completion) if "offset_mapping" in encoded else None
         offsets = encoded.get("offset_mapping", [])[len(prompt_ids) :]
-        ends_T = None if place is None else _ends(_reached(offsets, text), place, len(completion))
+        ends_T = None if place is None else _ends(offsets, text, place, len(completion))
         if item.append_eos:
             ids = [*ids, tokenizer.eos_token_id]
             ends_T = ends_T and [*ends_T, len(completion)]
@@ -144,23 +143,20 @@ class _Chat(_Plain):
             raise InvalidRequest(f"the chat template refuses these messages: {reason}") from error
 
 
-def _reached(offsets: Sequence[tuple[int, int]], text: str) -> npt.NDArray[np.int64]:
-    """How far into the text the whole characters of the tokens up to each reach, int64 [T], from the tokens' offsets.
+def _ends(offsets: Sequence[tuple[int, int]], text: str, place: _Place, length: int) -> list[int]:
+    """The ends of tokens in a completion of `length` characters, from their offsets in the text that has it.
 
     Characters that the tokenizer drops belong to the token behind them when they are blank, as in tokenizers that keep
-    them, and otherwise, as accents, to the token before.
+    them, and otherwise, as accents, to the token before. Blanks around the completion belong to their neighbour.
     """
     reached, rest = [], len(text)  # rest: the first character that a later token has a part of
     for begin, end in reversed(offsets):
-        inside = begin == end or end > rest
-        reached.append(0 if inside else _NOT_BLANK.match(text, end, rest).end())  # type: ignore[union-attr]
+        outside = begin == end or end <= place.start or begin >= place.stop
+        inside_a_character = end > rest
+        known = 0 if outside or inside_a_character else _NOT_BLANK.match(text, end, rest).end()  # type: ignore[union-attr]
+        reached.append(known)
         rest = rest if begin == end else min(rest, begin)
-    return np.maximum.accumulate(np.array(reached[::-1], np.int64))
-
-
-def _ends(reached_T: npt.NDArray[np.int64], place: "_Place", length: int) -> list[int]:
-    """The ends of tokens in a completion of `length` characters. Blanks that were stripped go to their neighbour."""
-    ends_T = reached_T.clip(place.start, place.stop) - place.start
+    ends_T = np.maximum.accumulate(np.array(reached[::-1])).clip(place.start, place.stop) - place.start
     ends_T[ends_T > 0] += place.left_out
     ends_T[ends_T == ends_T[-1]] = length
     ends: list[int] = ends_T.tolist()

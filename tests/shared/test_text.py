@@ -71,6 +71,10 @@ def test_accents_that_a_tokenizer_drops_belong_to_their_letter_and_blanks_to_the
     assert ends_of(words(), "Te\u0301 the \u200b日") == [("te", 3), ("the", 7), ("日", 10), ("<|end|>", 10)]
 
 
+def test_dropped_blanks_at_the_end_belong_to_the_last_word():
+    assert ends_of(words(), "the 日  ") == [("the", 3), ("日", 7), ("<|end|>", 7)]
+
+
 def test_a_template_may_strip_the_answer_and_write_before_it():
     thinking = CHAT_TEMPLATE.replace(
         "|>{{ message['content'] }}",
