@@ -87,3 +87,42 @@ def server(tiny_teacher, tmp_path_factory) -> Iterator[RunningServer]:
     running = start_server(tiny_teacher, tmp_path_factory.mktemp("store") / "values")
     yield running
     running.kill()
+
+
+@pytest.fixture(scope="session")
+def byte_teacher(tmp_path_factory) -> Path:
+    """A random Llama with a byte-level tokenizer, which divides text otherwise than the other models' tokenizers."""
+    from text_tokenizers import byte_level
+
+    return _save_with(byte_level(), tmp_path_factory.mktemp("teacher") / "byte-llama", hidden_size=64)
+
+
+@pytest.fixture(scope="session")
+def merged_student(tmp_path_factory) -> Path:
+    """A random Llama whose tokenizer merges characters, with bytes for unknown ones."""
+    from text_tokenizers import merged
+
+    return _save_with(merged(), tmp_path_factory.mktemp("student") / "merged-student", hidden_size=32)
+
+
+def _save_with(tokenizer, directory: Path, hidden_size: int) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(hidden_size)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

@@ -72,14 +72,14 @@ def merged(*, normalized: bool = False) -> PreTrainedTokenizerFast:
 
 
 @functools.cache
-def words() -> PreTrainedTokenizerFast:
+def words(template: str = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     """A tokenizer that drops blanks: pieces of words as in BERT, in lower case."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=SPECIAL, show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
-    return _fast(tokenizer)
+    return _fast(tokenizer, template)
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerFast, token_id: int) -> bytes:

@@ -6,10 +6,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tvkd_shared.wire import TokenItem
+from tvkd_shared.wire import TextItem, TokenItem
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
+AnyItem = TypeVar("AnyItem", TokenItem, TextItem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +29,20 @@ class FillCount:
         return FillCount(self.sequences + other.sequences, self.tokens + other.tokens, self.computed + other.computed)
 
 
-def tokens_of(item: TokenItem) -> int:
-    return len(item.prompt_token_ids) + sum(map(len, item.completions))
+def tokens_of(item: TokenItem | TextItem) -> int:
+    """Tokens of an item; of text about how many, one for three bytes, with the prompt once for each completion."""
+    if isinstance(item, TokenItem):
+        return len(item.prompt_token_ids) + sum(map(len, item.completions))
+    texts = [item.prompt] if isinstance(item.prompt, str) else [message.content for message in item.prompt]
+    return sum(len(text.encode()) for text in [*texts * len(item.completions), *item.completions]) // 3
 
 
-def split(items: Iterable[TokenItem], tokens: int) -> Iterator[tuple[int, list[TokenItem]]]:
+def split(items: Iterable[AnyItem], tokens: int) -> Iterator[tuple[int, list[AnyItem]]]:
     """Items in order, in batches of at most `tokens` tokens, each with the index of its first item.
 
     A single item that holds more goes alone.
     """
-    first, batch, held = 0, list[TokenItem](), 0
+    first, batch, held = 0, list[AnyItem](), 0
     for item in items:
         size = tokens_of(item)
         if batch and held + size > tokens:

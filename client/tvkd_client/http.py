@@ -12,9 +12,10 @@ import httpx
 from pydantic import BaseModel, ValidationError
 from tenacity import RetryCallState
 
-from tvkd_client.batches import FillCount, in_order, split, tokens_of
+from tvkd_client.answer import as_arrays, checked_items
+from tvkd_client.batches import AnyItem, FillCount, in_order, split, tokens_of
 from tvkd_client.retry import answered_error, retrying
-from tvkd_shared import arrow_codec
+from tvkd_shared import arrow_codec, json_codec
 from tvkd_shared.errors import (
     InvalidRequest,
     Overloaded,
@@ -22,13 +23,14 @@ from tvkd_shared.errors import (
     TeacherUnavailable,
     WrongAnswer,
 )
-from tvkd_shared.key import VALUE_DEFINITION, completion_keys, token_array
+from tvkd_shared.key import VALUE_DEFINITION
 from tvkd_shared.record import Record
 from tvkd_shared.wire import (
-    CompletionAnswer,
+    ItemAnswer,
     RequestOptions,
     StoreInfo,
     TeacherInfo,
+    TextItem,
     TokenItem,
     Vocabulary,
     first_mistake,
@@ -141,18 +143,36 @@ class TeacherClient:
         Raises the errors of `tvkd_shared.errors`: those that the server answers, TeacherUnavailable when it cannot be
         reached, WrongAnswer when an answer does not fit its request.
         """
-        options = self._options(temperatures, cache=cache, entropy=True)
+        answers = self._answers(items, self._options(temperatures, cache=cache, entropy=True))
+        return [[row.record for row in item.completions if row.record is not None] for item in answers]
+
+    def text_potentials(
+        self,
+        items: Sequence[TextItem],
+        *,
+        temperatures: Sequence[float] = (1.0,),
+        cache: Literal["use", "only", "skip"] = "use",
+    ) -> list[ItemAnswer]:
+        """As `potentials`, of text: each completion's record with its tokens and their ends in the text.
+
+        The teacher's own tokenizer and chat template are used. Raises as `potentials` does.
+        """
+        return self._answers(items, self._options(temperatures, cache=cache, entropy=True))
+
+    def tokenize(self, items: Sequence[TextItem]) -> list[ItemAnswer]:
+        """The teacher's tokens of text and their ends, with no record: nothing is computed. Raises as `potentials`."""
+        return self._answers(items, self._options((1.0,), return_="tokens"))
+
+    def _answers(self, items: Sequence[AnyItem], options: RequestOptions) -> list[ItemAnswer]:
         with self._call() as given_up:
 
-            def request(batch: tuple[int, list[TokenItem]]) -> list[list[Record]]:
-                first, part = batch
-                rows = self._potentials(first, part, options, given_up)
-                return [[answer.record for answer in row if answer.record is not None] for row in rows]
+            def request(batch: tuple[int, list[AnyItem]]) -> list[ItemAnswer]:
+                return self._potentials(*batch, options, given_up)
 
             batches = list(split(items, self.request_tokens))
             if len(batches) == 1:
                 return request(batches[0])
-            return [row for rows in in_order(request, batches, self.in_flight) for row in rows]
+            return [answer for part in in_order(request, batches, self.in_flight) for answer in part]
 
     def fill(
         self,
@@ -171,8 +191,8 @@ class TeacherClient:
 
             def request(batch: tuple[int, list[TokenItem]]) -> FillCount:
                 first, part = batch
-                answers = [answer for row in self._potentials(first, part, options, given_up) for answer in row]
-                return FillCount(len(answers), sum(map(tokens_of, part)), sum(not answer.cached for answer in answers))
+                rows = [row for item in self._potentials(first, part, options, given_up) for row in item.completions]
+                return FillCount(len(rows), sum(map(tokens_of, part)), sum(not row.cached for row in rows))
 
             for count in in_order(request, split(items, self.request_tokens), self.in_flight):
                 computed += count.computed
@@ -187,13 +207,16 @@ class TeacherClient:
             raise InvalidRequest(first_mistake(error.errors())) from error
 
     def _potentials(
-        self, first: int, items: list[TokenItem], options: RequestOptions, given_up: Event
-    ) -> list[list[CompletionAnswer]]:
+        self, first: int, items: Sequence[TokenItem | TextItem], options: RequestOptions, given_up: Event
+    ) -> list[ItemAnswer]:
         """One request and its checked answer. `first` is the index of items[0] in the caller's list."""
-        items = [_as_arrays(item, index) for index, item in enumerate(items, first)]
         options = options.model_copy(update={"teacher_id": self.teacher_id})
-        body = arrow_codec.encode_request(options, items)
-        response = self._send("POST", "/v1/potentials", given_up, body)
+        if texts := [item for item in items if isinstance(item, TextItem)]:
+            media, body = json_codec.MEDIA_TYPE, json_codec.encode_request(options, texts)
+        else:
+            items = arrays = [as_arrays(item, i) for i, item in enumerate(items, first) if isinstance(item, TokenItem)]
+            media, body = arrow_codec.MEDIA_TYPE, arrow_codec.encode_request(options, arrays)
+        response = self._send("POST", "/v1/potentials", given_up, body, media)
         try:
             answer = arrow_codec.decode_answer(response.content, options.columns())
         except ValueError as error:
@@ -203,24 +226,7 @@ class TeacherClient:
             raise WrongAnswer(
                 f"{self.url}: temperatures {answer.temperatures} came, {options.temperatures} were asked for"
             )
-        (answers,) = (item.completions for item in answer.items)
-        expected = sum(len(item.completions) for item in items)
-        if len(answers) != expected:
-            raise WrongAnswer(f"{self.url}: {len(answers)} completions came, {expected} were asked for")
-        in_order_of_rows = iter(answers)
-        rows = [[next(in_order_of_rows) for _ in item.completions] for item in items]
-        for index, (item, row) in enumerate(zip(items, rows, strict=True), first):
-            self._check_item(answer.teacher_id, item, row, index)
-        return rows
-
-    def _check_item(self, teacher: str, item: TokenItem, row: list[CompletionAnswer], index: int) -> None:
-        keys = completion_keys(teacher, item.prompt_token_ids, item.completions)
-        for number, (answer, key, completion) in enumerate(zip(row, keys, item.completions, strict=True)):
-            place = f"{self.url}: items[{index}].completions[{number}]"
-            if answer.key != key:
-                raise WrongAnswer(f"{place}: key {answer.key.hex()} came; its tokens have key {key.hex()}")
-            if answer.length != len(completion):
-                raise WrongAnswer(f"{place}: length {answer.length} came; it has {len(completion)} tokens")
+        return checked_items(answer, items, self.url, first)
 
     def _check_teacher(self, answering: str) -> None:
         if self.teacher_id is None:
@@ -239,10 +245,13 @@ class TeacherClient:
                 "is it a tvkd server?"
             ) from error
 
-    def _send(self, method: str, path: str, given_up: Event, body: bytes | None = None) -> httpx.Response:
+    def _send(
+        self, method: str, path: str, given_up: Event, body: bytes | None = None, media: str | None = None
+    ) -> httpx.Response:
+        headers = {"Content-Type": media, "Accept": arrow_codec.MEDIA_TYPE} if media else {}
         attempts = retrying(self._patience, given_up, self._log_retry)
         try:
-            return attempts(self._send_once, method, path, given_up, body)
+            return attempts(self._send_once, method, path, given_up, body, headers)
         except httpx.TimeoutException as error:
             raise TeacherUnavailable(
                 f"{self.url} did not answer within {self._timeout:g} s: ask for less at once, or wait longer"
@@ -251,11 +260,12 @@ class TeacherClient:
             cause = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
             raise TeacherUnavailable(f"cannot reach {self.url}: {cause}; is `tvkd serve` running there?") from error
 
-    def _send_once(self, method: str, path: str, given_up: Event, body: bytes | None) -> httpx.Response:
+    def _send_once(
+        self, method: str, path: str, given_up: Event, body: bytes | None, headers: dict[str, str]
+    ) -> httpx.Response:
         if given_up.is_set():
             raise TeacherUnavailable(f"{self.url} was not asked: the call was given up")
-        media = {"Content-Type": arrow_codec.MEDIA_TYPE, "Accept": arrow_codec.MEDIA_TYPE} if body else {}
-        response = self._connections().request(method, self.url + path, content=body, headers=media)
+        response = self._connections().request(method, self.url + path, content=body, headers=headers)
         if response.status_code != httpx.codes.OK:
             raise answered_error(response)
         return response
@@ -277,15 +287,3 @@ class TeacherClient:
         # Back-pressure is the server's normal way of saying "later"; an unreachable server is news, once.
         level = logging.DEBUG if isinstance(error, Overloaded) or state.attempt_number > 1 else logging.WARNING
         logger.log(level, "%s: %s; trying again for up to %g s", self.url, error, self._patience)
-
-
-def _as_arrays(item: TokenItem, index: int) -> TokenItem:
-    """The item with arrays of token ids. Raises InvalidRequest, naming the place, for what is not a list of ids."""
-    place = f"items[{index}]"
-    if not len(item.completions):
-        raise InvalidRequest(f"{place} has no completion; it needs at least one")
-    prompt: Any = token_array(item.prompt_token_ids, f"{place}.prompt_token_ids")
-    completions: list[Any] = [
-        token_array(ids, f"{place}.completions[{number}]") for number, ids in enumerate(item.completions)
-    ]
-    return TokenItem(prompt, completions)

@@ -81,7 +81,10 @@ class Service:
         items = await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, request)
         keys = list(dict.fromkeys(key for item in items for key in item.keys))
         columns = column_names(request.temperatures)
-        if request.cache == "skip":
+        landings: dict[bytes, Landing] = {}
+        if request.return_ == "tokens":
+            pass
+        elif request.cache == "skip":
             landings = await self._without_store(items, keys, columns)
         elif request.cache == "only":
             landings = await self._only_store(keys, columns)
@@ -235,7 +238,9 @@ def _landings(question: _Question, records: Sequence[Record]) -> dict[bytes, Lan
 def _answer(item: _Item, landings: dict[bytes, Landing], request: PotentialsRequest) -> ItemAnswer:
     completions = []
     for key, ids, ends in zip(item.keys, item.completions, item.ends or [None] * len(item.keys), strict=True):
-        record = landings[key].record if request.return_ == "values" else None
+        landing = landings.get(key)
+        record = landing.record if landing and request.return_ == "values" else None
         tokens = None if item.ends is None else ids.tolist()
-        completions.append(CompletionAnswer(key, not landings[key].computed, len(ids), record, tokens, ends))
+        cached = landing is not None and not landing.computed
+        completions.append(CompletionAnswer(key, cached, len(ids), record, tokens, ends))
     return ItemAnswer(completions, None if item.ends is None else item.prompt.tolist())

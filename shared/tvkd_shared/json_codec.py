@@ -1,5 +1,6 @@
 """Requests and answers as JSON. A number is written so that reading it as float32 gives the stored bits."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -8,7 +9,14 @@ from pydantic_core import to_json
 
 from tvkd_shared import record as numbers
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.wire import CompletionAnswer, PotentialsAnswer, PotentialsRequest, first_mistake
+from tvkd_shared.wire import (
+    CompletionAnswer,
+    PotentialsAnswer,
+    PotentialsRequest,
+    RequestOptions,
+    TextItem,
+    first_mistake,
+)
 
 MEDIA_TYPE = "application/json"
 
@@ -25,6 +33,10 @@ def decode_request(body: bytes) -> PotentialsRequest:
         return PotentialsRequest.model_validate_json(body)
     except ValidationError as error:
         raise InvalidRequest(first_mistake(error.errors(include_url=False, include_input=False))) from error
+
+
+def encode_request(options: RequestOptions, items: Sequence[TextItem]) -> bytes:
+    return PotentialsRequest.model_construct(**dict(options), items=list(items)).model_dump_json(by_alias=True).encode()
 
 
 def encode_answer(answer: PotentialsAnswer) -> bytes:

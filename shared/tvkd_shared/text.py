@@ -122,16 +122,14 @@ class _Chat(_Plain):
         self._tokenizer = tokenizer
         self._messages = [message.model_dump() for message in item.prompt if not isinstance(message, str)]
         self.prompt = self._render(self._messages, add_generation_prompt=True)
-        self._before, mark, self._after = self.with_answer(_MARK).rpartition(_MARK)
-        self._knows_place = bool(mark)
+        self._before, _, self._after = self.with_answer(_MARK).rpartition(_MARK)
 
     def with_answer(self, completion: str) -> str:
         return self._render([*self._messages, {"role": "assistant", "content": completion}])
 
     def place(self, text: str, completion: str) -> "_Place | None":
         written = text.removeprefix(self._before).removesuffix(self._after)
-        whole = self._knows_place and self._before + written + self._after == text
-        if not whole or written.strip() != completion.strip() or written not in completion:
+        if written.strip() != completion.strip() or written not in completion:
             return None
         return _Place(len(self._before), len(text) - len(self._after), completion.index(written))
 
@@ -151,7 +149,7 @@ def _ends(offsets: Sequence[tuple[int, int]], text: str, place: _Place, length: 
     """
     reached, rest = [], len(text)  # rest: the first character that a later token has a part of
     for begin, end in reversed(offsets):
-        outside = begin == end or end <= place.start or begin >= place.stop
+        outside = end <= place.start or begin >= place.stop < end
         inside_a_character = end > rest
         known = 0 if outside or inside_a_character else _NOT_BLANK.match(text, end, rest).end()  # type: ignore[union-attr]
         reached.append(known)

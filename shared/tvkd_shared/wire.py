@@ -84,8 +84,11 @@ class RequestOptions(BaseModel):
         description="use: look up, compute what is missing, keep it. only: a miss is an error, "
         "the teacher is not run. skip: compute anew, neither read nor keep.",
     )
-    return_: Literal["values", "digests"] = Field(
-        "values", alias="return", description="digests: fill the store, send no values back"
+    return_: Literal["values", "digests", "tokens"] = Field(
+        "values",
+        alias="return",
+        description="digests: fill the store, send no values back. tokens: tokenise and check the items alone, asking "
+        "neither store nor teacher; `cached` is false",
     )
 
     @model_validator(mode="after")
@@ -98,7 +101,7 @@ class RequestOptions(BaseModel):
 
     def columns(self) -> tuple[str, ...]:
         """The columns that an answer carries: values as they were asked for, then what is always kept."""
-        if self.return_ == "digests":
+        if self.return_ != "values":
             return ()
         kept = [column.name for column in numbers.COLUMNS if numbers.temperature_of(column.name) is None]
         return (

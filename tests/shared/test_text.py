@@ -24,7 +24,7 @@ def ends_of(tokenizer, completion, prompt=CHAT, **item):
     return tokens.ends[0] and list(zip(names, tokens.ends[0], strict=True))
 
 
-@pytest.mark.parametrize("kind", ["bytes", "many merges", "merged"])
+@pytest.mark.parametrize("kind", ["bytes", "many merges", "trimmed", "merged"])
 @given(text=texts)
 def test_a_token_ends_where_its_bytes_end_or_inside_a_character_where_the_one_before_it_does(kind, text):
     tokenizer = TOKENIZERS[kind]()
@@ -75,21 +75,27 @@ def test_dropped_blanks_at_the_end_belong_to_the_last_word():
     assert ends_of(words(), "the 日  ") == [("the", 3), ("日", 7), ("<|end|>", 7)]
 
 
+THINKING = CHAT_TEMPLATE.replace(
+    "|>{{ message['content'] }}",
+    "|>{% if message['role'] == 'assistant' %}<s>\n{% endif %}{{ message['content'] | trim }}",
+)
+
+
 def test_a_template_may_strip_the_answer_and_write_before_it():
-    thinking = CHAT_TEMPLATE.replace(
-        "|>{{ message['content'] }}",
-        "|>{% if message['role'] == 'assistant' %}<s>\n{% endif %}{{ message['content'] | trim }}",
-    )
-    tokenizer = byte_level(template=thinking)
+    tokenizer = byte_level(template=THINKING)
     assert ends_of(tokenizer, "  \nx y\n ") == [
         ("<s>", 0), ("Ċ", 0), ("x", 4), ("Ġ", 5), ("y", 8), ("<|end|>", 8), ("Ċ", 8),
     ]  # fmt: skip
     assert ends_of(tokenizer, " \n")[0] == ("<s>", 2)  # nothing of it is left
+    no_blank = THINKING.replace("<s>\n", "<s>")
+    assert ends_of(words(template=no_blank), "\u200bthe")[:2] == [("<s>", 0), ("the", 4)]
 
 
-@pytest.mark.parametrize("rewriting", ["upper", "replace('x', 'xx')", "replace('x', '')", "first"])
+@pytest.mark.parametrize(
+    "rewriting", [" | upper", ".replace('x', 'X')", ".replace(' x', '')", "[:2]", ".split('x')[-1]"]
+)
 def test_a_template_that_rewrites_the_answer_gives_no_ends(rewriting):
-    template = CHAT_TEMPLATE.replace("message['content'] }}", f"message['content'] | {rewriting} }}}}")
+    template = CHAT_TEMPLATE.replace("message['content'] }}", f"message['content']{rewriting} }}}}")
     assert ends_of(byte_level(template=template), "a x b") is None
 
 
