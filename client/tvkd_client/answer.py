@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from tvkd_shared.errors import InvalidRequest, WrongAnswer
 from tvkd_shared.key import completion_keys, token_array
+from tvkd_shared.text import TokenizedItem
 from tvkd_shared.wire import ItemAnswer, PotentialsAnswer, TextItem, TokenItem
 
 
@@ -45,6 +46,13 @@ def checked_items(
     for index, (item, answered) in enumerate(zip(asked, items, strict=True), first):
         _check_item(answer.teacher_id, item, answered, f"{url}: items[{index}]")
     return items
+
+
+def tokenized(item: ItemAnswer) -> TokenizedItem:
+    """The tokens and ends in the checked answer to an item of text."""
+    prompt, rows = np.asarray(item.prompt_tokens), item.completions
+    ends = [None if row.ends is None else np.asarray(row.ends).tolist() for row in rows]
+    return TokenizedItem(prompt.tolist(), [np.asarray(row.tokens).tolist() for row in rows], ends)
 
 
 def _check_item(teacher: str, item: TokenItem | TextItem, answered: ItemAnswer, place: str) -> None:

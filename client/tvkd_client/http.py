@@ -12,7 +12,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 from tenacity import RetryCallState
 
-from tvkd_client.answer import as_arrays, checked_items
+from tvkd_client.answer import as_arrays, checked_items, tokenized
 from tvkd_client.batches import AnyItem, FillCount, in_order, split, tokens_of
 from tvkd_client.retry import answered_error, retrying
 from tvkd_shared import arrow_codec, json_codec
@@ -25,6 +25,7 @@ from tvkd_shared.errors import (
 )
 from tvkd_shared.key import VALUE_DEFINITION
 from tvkd_shared.record import Record
+from tvkd_shared.text import TokenizedItem
 from tvkd_shared.wire import (
     ItemAnswer,
     RequestOptions,
@@ -159,9 +160,9 @@ class TeacherClient:
         """
         return self._answers(items, self._options(temperatures, cache=cache, entropy=True))
 
-    def tokenize(self, items: Sequence[TextItem]) -> list[ItemAnswer]:
-        """The teacher's tokens of text and their ends, with no record: nothing is computed. Raises as `potentials`."""
-        return self._answers(items, self._options((1.0,), return_="tokens"))
+    def tokenize(self, items: Sequence[TextItem]) -> list[TokenizedItem]:
+        """The teacher's tokens of text and their ends. Nothing is computed. Raises as `potentials` does."""
+        return [tokenized(item) for item in self._answers(items, self._options((1.0,), return_="tokens"))]
 
     def _answers(self, items: Sequence[AnyItem], options: RequestOptions) -> list[ItemAnswer]:
         with self._call() as given_up:

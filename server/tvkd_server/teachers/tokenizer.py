@@ -1,7 +1,5 @@
 """The teacher's tokenizer, and digests that tell one tokenizer from another."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ from transformers import AutoTokenizer
 from tvkd_server.teachers.checkpoint import first_line
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.text import TokenizedItem, tokenize
-from tvkd_shared.vocabulary import tokens_by_id, vocabulary_digest
+from tvkd_shared.vocabulary import template_digest, tokens_by_id, vocabulary_digest
 from tvkd_shared.wire import TextItem
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -31,9 +29,7 @@ class Tokenizer:
         except Exception as error:
             raise InvalidRequest(f"{directory} has a tokenizer that does not load: {first_line(error)}") from error
         self.digest = vocabulary_digest(self._tokenizer.get_vocab())
-        if template := self._tokenizer.chat_template:
-            text = json.dumps(template, sort_keys=True)
-            self.chat_template_digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        self.chat_template_digest = template_digest(self._tokenizer.chat_template)
 
     def vocabulary(self) -> list[str | None]:
         """The token of each id; none at all without a tokenizer."""

@@ -1,0 +1,116 @@
+"""Pairs in the teacher's tokens: the same from its server and from its folder, in spans that partition both sides."""
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from running_server import start_server
+from text_tokenizers import CHAT_TEMPLATE, byte_level, merged, words
+from tvkd_client.preference_tokens import tokenize_preferences
+from tvkd_client.source import ServerSource, StoreSource
+from tvkd_client.teacher_tokens import SPAN_COLUMNS, TEACHER_COLUMNS, add_teacher_tokens, spans_of, teacher_tokenizer
+from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.text import tokenize
+
+
+def chat(prompt, chosen, rejected):
+    sides = {"prompt": ("user", prompt), "chosen": ("assistant", chosen), "rejected": ("assistant", rejected)}
+    return {name: [{"role": role, "content": text}] for name, (role, text) in sides.items()}
+
+
+CHATS = Dataset.from_list([chat("the 😀?", "naïve 👍🏽 日本", " the\n"), chat("e\u0301", "é the teacher", "\n\nx 🇫🇷")])
+TEXTS = Dataset.from_list([{"prompt": "the\n", "chosen": "teacher 🇯🇫", "rejected": "naïve<eos>"}])
+
+
+def local(tokenizer):
+    return lambda items: [tokenize(tokenizer, item) for item in items]
+
+
+def with_teacher_tokens(rows, student, teacher, **options):
+    tokens = tokenize_preferences(rows, student)
+    return add_teacher_tokens(tokens, "train", student, local(teacher), **{"one_vocabulary": False} | options)
+
+
+@pytest.fixture(scope="module")
+def server(byte_teacher, tmp_path_factory):
+    running = start_server(byte_teacher, tmp_path_factory.mktemp("bytes") / "values")
+    yield running
+    running.kill()
+
+
+@pytest.mark.parametrize("rows", [CHATS, TEXTS], ids=["chats", "texts"])
+def test_the_server_and_the_teachers_folder_give_the_same_tokens_as_trl_makes_with_them(rows, server, byte_teacher):
+    source = ServerSource(server.url)
+    rows_of_student = tokenize_preferences(rows, merged())
+    divide = [teacher_tokenizer(setting, source) for setting in ("server", str(byte_teacher))]
+    made = [add_teacher_tokens(rows_of_student, "", merged(), each, one_vocabulary=False).to_list() for each in divide]
+    assert made[0] == made[1]
+    by_trl = tokenize_preferences(rows, byte_level())
+    for row, teachers in zip(made[0], by_trl, strict=True):
+        assert [row[name] for name in TEACHER_COLUMNS] == [
+            teachers[name.removeprefix("teacher_")] for name in TEACHER_COLUMNS
+        ]
+
+
+@pytest.mark.parametrize("rows", [CHATS, TEXTS], ids=["chats", "texts"])
+@pytest.mark.parametrize("teacher", [byte_level(), words()], ids=["bytes", "words"])
+def test_spans_partition_the_tokens_of_both(rows, teacher):
+    for row in with_teacher_tokens(rows, merged(), teacher):
+        for side, column in zip(("chosen", "rejected"), SPAN_COLUMNS, strict=True):
+            spans = spans_of(row[column])
+            assert spans.student_counts[-1] == len(row[f"{side}_ids"])
+            assert spans.teacher_counts[-1] == len(row[f"teacher_{side}_ids"])
+            assert (np.diff(spans.student_counts, prepend=0) > 0).all()
+            # End of turn, or of sequence, is a span of its own.
+            assert spans.student_counts[-2] < len(row[f"{side}_ids"])
+
+
+def test_with_one_vocabulary_each_token_is_a_span_also_where_a_character_is_several():
+    (row,) = with_teacher_tokens(TEXTS, byte_level(), byte_level(), one_vocabulary=True)
+    assert row["chosen_spans"] == [list(range(1, len(row["chosen_ids"]) + 1))] * 2
+    (row,) = with_teacher_tokens(TEXTS, byte_level(), byte_level())
+    assert len(row["chosen_spans"][0]) < len(row["chosen_ids"])  # what is not said to be one, is compared by text
+
+
+def test_what_text_items_do_not_carry_is_refused_with_its_row():
+    rows = tokenize_preferences(CHATS, merged()).to_list()
+    turn = {"role": "assistant", "content": "x"}
+    for change, says in [
+        ({"tools": "[{}]"}, "takes no tools"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "no chat_template_kwargs"),
+        ({"chosen": [turn, turn]}, "a completion is messages of assistant, assistant"),
+        ({"chosen": [turn | {"role": "user"}]}, "a completion is messages of user"),
+        ({"prompt": [turn | {"tool_calls": [{"x": 1}]}]}, "a message has role, content, tool_calls"),
+        ({"prompt": [turn | {"content": [{"type": "text", "text": "x"}]}]}, "content, which is text"),
+        ({"prompt": [turn | {"content": None}]}, "a message has role; with"),
+        ({"chosen_ids": [1]}, "divides prompt and completion otherwise than TRL has"),
+        ({"prompt": [turn]}, "divides prompt and completion otherwise than TRL has"),
+    ]:
+        changed = Dataset.from_list([rows[0] | change])
+        with pytest.raises(InvalidRequest, match=f"^data set train, row 0: .*{says}"):
+            add_teacher_tokens(changed, "train", merged(), local(byte_level()), one_vocabulary=False)
+
+
+def test_a_template_that_rewrites_answers_is_refused_on_either_side():
+    upper = CHAT_TEMPLATE.replace("message['content'] }}", "message['content'].upper() }}")
+    for student, teacher, who in ((byte_level(template=upper), merged(), "student"),
+                                  (merged(), byte_level(template=upper), "teacher")):  # fmt: skip
+        with pytest.raises(InvalidRequest, match=f"row 0: the {who}'s tokenizer or chat template does not tell"):
+            with_teacher_tokens(CHATS, student, teacher)
+
+
+def test_a_wrong_teacher_tokenizer_is_told_in_one_line(server, byte_teacher, tmp_path):
+    source = ServerSource(server.url)
+    merged().save_pretrained(tmp_path / "merged")
+    with pytest.raises(InvalidRequest, match="has another vocabulary than teacher byte-llama; give the folder"):
+        teacher_tokenizer(str(tmp_path / "merged"), source)
+    byte_level(template=CHAT_TEMPLATE + " ").save_pretrained(tmp_path / "template")
+    with pytest.raises(InvalidRequest, match="has another chat template than teacher byte-llama"):
+        teacher_tokenizer(str(tmp_path / "template"), source)
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        teacher_tokenizer(str(tmp_path), source)
+    source.fill([[5, 6]], [[7]])
+    store = StoreSource(server.store_path)
+    with pytest.raises(InvalidRequest, match="come from a store: give the folder of the teacher's tokenizer"):
+        teacher_tokenizer("server", store)
+    assert teacher_tokenizer(str(byte_teacher), store)
