@@ -162,11 +162,15 @@ def _load(name: str, split: str | None, config: str | None) -> datasets.Dataset 
     if path.is_dir():
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             saved = datasets.load_from_disk(path)
+            if config is not None:
+                raise InvalidRequest(f"data set {name} was saved and has no configurations; leave out {config}")
             if split is not None and isinstance(saved, datasets.Dataset):
                 raise InvalidRequest(f"data set {name} was saved as a single split; leave out {split!r}")
             return saved
         return datasets.load_dataset(str(path), config, split=split)
     if files := _files(name):
+        if config is not None:
+            raise InvalidRequest(f"data set {name} is a file and has no configurations; leave out {config}")
         builder, options = _builder(files)
         return datasets.load_dataset(builder, split=split, **options)
     if any(pattern.search(name) for pattern in _FORMATS.values()) or not is_hub_id(name):

@@ -11,15 +11,20 @@ from typing import Any
 
 import yaml
 from transformers import AutoConfig, set_seed
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.trainer_utils import get_last_checkpoint
 from trl.scripts.utils import DatasetMixtureConfig
 from trl.trainer.model_config import ModelConfig
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from tvkd_client.config import TVKDConfig
 from tvkd_client.dataset import DataArguments, is_hub_id, training_data
+from tvkd_client.metrics_file import MetricsFile
 from tvkd_client.trainer import TVKDTrainer
 from tvkd_client.trl_private import SettingsParser
 from tvkd_shared.errors import InvalidRequest, TVKDError
+
+_REFUSALS = (ValueError, TypeError, OSError, ImportError, RuntimeError, yaml.YAMLError)
 
 
 def train(argv: list[str]) -> int:
@@ -30,18 +35,23 @@ def train(argv: list[str]) -> int:
     # TRL 1.16 sets what transformers 5.23 renamed; nobody who reads the warning can act on it.
     warnings.filterwarnings("ignore", r".*gradient_checkpointing.* is deprecated", FutureWarning)
     script, training, model, mixture = _parse(argv)
+    _check_resumption(training)
+    with _refusals_in_one_line():
+        # What these report to may not be installed. TRL finds that out after minutes.
+        for reporter in get_reporting_integration_callbacks(training.report_to):  # type: ignore[no-untyped-call]
+            reporter()
     _run(_build(script, training, model, mixture), script)
     return 0
 
 
 @contextmanager
-def _refusals_in_one_line(what: str = "") -> Iterator[None]:
+def _refusals_in_one_line(what: str = "", only: tuple[type[Exception], ...] = _REFUSALS) -> Iterator[None]:
     """Turns a refusal of what the user wrote into InvalidRequest; TRL and its libraries raise all of these types."""
     try:
         yield
     except TVKDError:
         raise
-    except (ValueError, TypeError, OSError, ImportError, yaml.YAMLError) as error:
+    except only as error:
         raise InvalidRequest(" ".join(f"{what}{error}".split()) or type(error).__name__) from error
 
 
@@ -64,6 +74,23 @@ def _parse(argv: list[str]) -> tuple[DataArguments, TVKDConfig, ModelConfig, Dat
     return script, training, model, mixture
 
 
+def _check_resumption(training: TVKDConfig) -> None:
+    """Turns "true" and "false", as the command line has them, into truth values, and looks for the checkpoint."""
+    settings: Any = training
+    given = settings.resume_from_checkpoint
+    if isinstance(given, str) and given.lower() in ("true", "false"):
+        given = given.lower() == "true"
+        settings.resume_from_checkpoint = given
+    if not given:
+        return
+    output = Path(str(training.output_dir))
+    last = get_last_checkpoint(output) if output.is_dir() else None  # type: ignore[no-untyped-call]
+    if given is True and last is None:
+        raise InvalidRequest(f"resume_from_checkpoint is true, and {output} has no checkpoint")
+    if given is not True and not (Path(given) / "trainer_state.json").is_file():
+        raise InvalidRequest(f"resume_from_checkpoint {given} is no checkpoint; the last one of {output} is {last}")
+
+
 def _build(
     script: DataArguments, training: TVKDConfig, model: ModelConfig, mixture: DatasetMixtureConfig
 ) -> TVKDTrainer:
@@ -82,19 +109,23 @@ def _build(
         "dtype": model.dtype,
         **given,
     }
-    return TVKDTrainer(
-        student,
-        args=training,
-        train_dataset=pairs["train"],
-        eval_dataset=pairs.get("eval"),
-        quantization_config=quantization,
-        peft_config=peft,
-    )
+    with _refusals_in_one_line(only=(ValueError, OSError, ImportError)):
+        return TVKDTrainer(
+            student,
+            args=training,
+            train_dataset=pairs["train"],
+            eval_dataset=pairs.get("eval"),
+            quantization_config=quantization,
+            peft_config=peft,
+            callbacks=[MetricsFile()],
+        )
 
 
 def _run(trainer: Any, script: DataArguments) -> None:
     args = trainer.args
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    # An optimizer's package that is missing is found out here.
+    with _refusals_in_one_line(only=(ImportError,)):
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"tvkd train: model saved to {args.output_dir}")
     if args.push_to_hub:

@@ -64,6 +64,17 @@ def test_flags_override_the_file_and_lora_is_a_setting(config, tmp_path):
         (["--value_source", "server", "--server", "localhost"], "is not a URL"),
         (["--dataset_streaming"], "streaming is not served here"),
         (["--config"], "needs the path"),
+        (["--alpha", "0", "--resume_from_checkpoint", "true"], "out has no checkpoint"),
+        (["--alpha", "0", "--resume_from_checkpoint", "gone/checkpoint-3"], "gone/checkpoint-3 is no checkpoint"),
+        (["--alpha", "0", "--report_to", "wandb"], "wandb"),
+        (["--alpha", "0", "--report_to", "paper"], "paper is not supported"),
+        (["--alpha", "0", "--use_peft", "--lora_target_modules", "no_proj"], "no_proj"),
+        (["--alpha", "0", "--attn_implementation", "flash_attention_2"], "FlashAttention2"),
+        (["--alpha", "0", "--load_in_4bit"], "bitsandbytes"),
+        (["--alpha", "0", "--optim", "adamw_bnb_8bit"], "bitsandbytes"),
+        (["--alpha", "0", "--optim", "adam_of_mine"], "adam_of_mine"),
+        (["--alpha", "0", "--chosen_column", "better"], "has no column better"),
+        (["--alpha", "0", "--dataset_config", "other"], "no configurations"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(config, capsys, flags, line):
@@ -112,6 +123,22 @@ def test_max_length_says_how_many_pairs_it_drops_and_cuts(config, tmp_path, caps
     assert capsys.readouterr().err.count("tvkd: max_length 10 ") == 2
     assert tvkd(["train", "--config", path, "--max_length", "2"]) == 2
     assert "max_length 2 leaves none of the 3 pairs of train" in capsys.readouterr().err
+
+
+def test_what_is_logged_is_kept_in_the_output_folder_and_goes_on_with_the_run(config, tmp_path):
+    def steps() -> list[int]:
+        return [json.loads(line)["step"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+
+    path = config(alpha=0.0, save_strategy="steps", save_steps=2, quiet=True)
+    assert tvkd(["train", "--config", path]) == 0
+    assert steps() == [1, 2, 3, 4, 4]
+    (tmp_path / "out" / "checkpoint-4").rename(tmp_path / "out" / "kept")
+    assert tvkd(["train", "--config", path, "--resume_from_checkpoint", "true"]) == 0
+    assert steps() == [1, 2, 3, 4, 4]
+    logged = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert logged[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+    assert tvkd(["train", "--config", path, "--max_steps", "1"]) == 0
+    assert steps() == [1, 1]
 
 
 @pytest.mark.parametrize("content", ["alpha: [", "- a list", "what_is_this: 1", "potential: q"])
