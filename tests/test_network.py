@@ -39,7 +39,7 @@ def test_prefetching_and_training_on_local_directories_call_the_named_server_onl
         "".join(json.dumps({"prompt": f"w2{n} ", "chosen": "w30 w31", "rejected": "w32"}) + "\n" for n in range(4))
     )
     data = ["--dataset", tmp_path / "pairs.jsonl"]
-    settings = ["--alpha", "0.5", "--value_source", "server", "--server", server.url, "--max_steps", "1"]
+    settings = ["--alpha", "0.5", "--teacher", server.url, "--max_steps", "1"]
     settings += ["--output_dir", tmp_path / "out", "--report_to", "none", "--use_cpu", "--bf16", "false"]
     for command in (
         ["prefetch", "--server", server.url, *data, "--tokenizer", tiny_teacher],

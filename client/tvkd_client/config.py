@@ -1,42 +1,69 @@
-"""Settings of the TVKD trainer: TRL's DPOConfig and what shaping adds to it."""
+"""Settings of the TVKD trainer: TRL's DPOConfig, the objective, and where values come from."""
 
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from trl.trainer.dpo_config import DPOConfig
 
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.shaping import Shaping, check_choice, finite
-
-Source = Literal["server", "bulk", "store"]
+from tvkd_shared.objective import Objective
+from tvkd_shared.shaping import POTENTIALS, Shaping, check_choice, finite
 
 
 @dataclass
 class TVKDConfig(Shaping, DPOConfig):
-    """DPOConfig with the shaping term: L = −log σ(β·[Δ log π_θ/π_ref] + α·[S(chosen) − S(rejected)]).
+    """DPOConfig with an objective that reads a teacher's values, and the places where the values are.
 
-    The choices of shaping and their defaults are those of `Shaping`; α is that of the authors' recipe. α = 0 is DPO to
-    the bit and needs no value source.
+    `tvkd_shared.objective` has the objectives. The choices of shaping and their defaults are those of `Shaping`; α is
+    that of the authors' recipe. Objective tvkd with α = 0 is DPO to the bit and needs no teacher.
 
-    Raises InvalidRequest, one line, for a setting that has no meaning here.
+    A place is a server's URL, or a store: a folder or s3://…. Raises InvalidRequest, one line, for a setting that has
+    no meaning here.
     """
 
+    objective: Objective = field(
+        default="tvkd",
+        metadata={"help": "The published loss, regression of each token's log-ratio, or DPO with soft labels."},
+    )
     alpha: float = field(
-        default=0.7, metadata={"help": "Weight of the shaping margin; 0 is DPO, and it may be negative."}
+        default=0.7,
+        metadata={"help": "Objective tvkd: weight of the shaping margin; 0 is DPO, and it may be negative."},
     )
-    value_source: Source | None = field(
+    strength: float = field(
+        default=1.0, metadata={"help": "Objectives token and soft-label: k, the weight of the teacher's advantage."}
+    )
+    center: bool = field(
+        default=False, metadata={"help": "Objective token: subtract the mean of A over the training data."}
+    )
+    dpo_weight: float = field(
+        default=0.0, metadata={"help": "Objective token: λ, the weight of DPO's own loss beside the regression."}
+    )
+    teacher: str | None = field(default=None, metadata={"help": "Where the teacher's values come from."})
+    teacher_reference: str | None = field(
+        default=None, metadata={"help": "Where the values of the teacher before its DPO come from, for its advantage."}
+    )
+    reference: str | None = field(
         default=None,
-        metadata={"help": "Where values come from: a server as needed, a server filled first, or a store's folder."},
-    )
-    server: str | None = field(
-        default=None, metadata={"help": "URL of `tvkd serve`, for value_source server and bulk."}
+        metadata={"help": "Where the student's reference log-probs come from; by default TRL computes them."},
     )
     teacher_id: str | None = field(
-        default=None, metadata={"help": "Refuse values of any other teacher. Default: whichever answers."}
+        default=None, metadata={"help": "Id of the teacher, or its name where one model there has it."}
     )
-    store: str | None = field(
-        default=None, metadata={"help": "Value store, for value_source store: a folder, or s3://…; no server is asked."}
+    teacher_reference_id: str | None = field(default=None, metadata={"help": "The same for teacher_reference."})
+    reference_id: str | None = field(default=None, metadata={"help": "The same for reference."})
+    teacher_model: str | None = field(
+        default=None, metadata={"help": "The teacher's checkpoint, from which `tvkd prefetch --models` fills a store."}
+    )
+    teacher_reference_model: str | None = field(
+        default=None, metadata={"help": "The same for teacher_reference; that of reference is model_name_or_path."}
+    )
+    bulk: bool = field(default=False, metadata={"help": "Have servers compute all values before the first step."})
+    reference_tolerance: float | None = field(
+        default=None,
+        metadata={
+            "help": "Largest difference, in nats a token, between stored reference log-probs and TRL's own on the first"
+            " batch. Default: 0.001, or 0.05 where the student computes in half precision."
+        },
     )
     max_value_error: float | None = field(
         default=None,
@@ -55,31 +82,57 @@ class TVKDConfig(Shaping, DPOConfig):
     def __post_init__(self) -> None:
         DPOConfig.__post_init__(self)  # type: ignore[no-untyped-call]
         Shaping.__post_init__(self)
-        self.alpha = finite("alpha", self.alpha)
-        if self.max_value_error is not None and finite("max_value_error", self.max_value_error) < 0:
-            raise InvalidRequest(f"max_value_error {self.max_value_error} is below 0")
-        self._check_source()
+        check_choice("objective", self.objective, get_args(Objective))
+        for name in ("alpha", "strength", "dpo_weight"):
+            setattr(self, name, finite(name, getattr(self, name)))
+        for name in ("max_value_error", "reference_tolerance"):
+            if getattr(self, name) is not None and finite(name, getattr(self, name)) < 0:
+                raise InvalidRequest(f"{name} {getattr(self, name)} is below 0")
+        self._check_objective()
+        self._check_places()
         self._check_dpo()
 
     @property
     def shaping(self) -> Shaping:
         return Shaping(*(getattr(self, choice.name) for choice in fields(Shaping)))
 
-    def _check_source(self) -> None:
-        for name in ("server", "teacher_id", "store"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise InvalidRequest(f"{name} {value!r} is {type(value).__name__}, not text; put it in quotes")
+    def reads(self, role: str) -> bool:
+        """Whether the objective reads a role's values where they are given."""
+        needs_teacher = self.objective != "tvkd" or self.alpha != 0
+        needs_base = needs_teacher and (self.objective != "tvkd" or POTENTIALS[self.potential].relative)
+        return {"teacher": needs_teacher, "teacher_reference": needs_base}.get(role, True)
+
+    def temperatures_of(self, role: str) -> tuple[float, ...]:
+        """The temperatures of the values that are read of a role; the log-probs of other roles need 1.0 alone."""
+        return self.shaping.temperatures if role == "teacher" and self.objective == "tvkd" else (1.0,)
+
+    def _check_objective(self) -> None:
+        if self.objective != "token" and (self.center or self.dpo_weight):
+            name = "center" if self.center else "dpo_weight"
+            raise InvalidRequest(f"{name} belongs to objective token, and objective is {self.objective}; leave it out")
+        if self.objective == "tvkd":
+            if self.strength != 1:
+                raise InvalidRequest("strength belongs to objectives token and soft-label; that of tvkd is alpha")
+            return
+        if self.loss_type != ["sigmoid"] or self.loss_weights not in (None, [1.0]):
+            raise InvalidRequest(
+                f"loss_type {self.loss_type} with loss_weights {self.loss_weights}: objective {self.objective} is"
+                " defined for [sigmoid] alone"
+            )
+        if self.precompute_ref_log_probs and not self.reference:
+            raise InvalidRequest(
+                f"precompute_ref_log_probs keeps a sum for each completion, and objective {self.objective} needs the"
+                " reference log-prob of each token; set reference, or leave it out"
+            )
+
+    def _check_places(self) -> None:
+        for role in ("teacher", "teacher_reference", "reference"):
+            for name in (role, f"{role}_id"):
+                value = getattr(self, name)
+                if value is not None and not isinstance(value, str):
+                    raise InvalidRequest(f"{name} {value!r} is {type(value).__name__}, not text; put it in quotes")
         if not isinstance(self.value_concurrency, int) or self.value_concurrency < 1:
             raise InvalidRequest(f"value_concurrency {self.value_concurrency!r} is not a whole number of 1 or more")
-        if self.value_source is None:
-            return
-        check_choice("value_source", self.value_source, get_args(Source))
-        needed = "store" if self.value_source == "store" else "server"
-        if not getattr(self, needed):
-            raise InvalidRequest(f"value_source {self.value_source} needs {needed}, which is not set")
-        if self.value_source == "store" and "://" not in str(self.store) and not Path(str(self.store)).is_dir():
-            raise InvalidRequest(f"store {self.store} is no folder; a server makes one with `tvkd serve --store`")
 
     def _check_dpo(self) -> None:
         others = [kind for kind in self.loss_type if kind not in ("sigmoid", "sft")]

@@ -1,9 +1,10 @@
-"""Where a trainer's values come from: a server that computes what it lacks, or a filled store with no server."""
+"""Where a model's values come from: a server that computes what it lacks, or a filled store with no server."""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from tvkd_client.http import TeacherClient
 from tvkd_shared.errors import InvalidRequest, NotCached, StoreUnavailable, TeacherMismatch
@@ -12,10 +13,6 @@ from tvkd_shared.record import Record, column_names
 from tvkd_shared.store import StoreReader
 from tvkd_shared.text import TokenizedItem
 from tvkd_shared.wire import TeacherInfo, TextItem, TokenItem
-
-if TYPE_CHECKING:
-    # The settings are TRL's; a source is used without it.
-    from tvkd_client.config import TVKDConfig
 
 
 class ValueSource(Protocol):
@@ -38,7 +35,8 @@ class ValueSource(Protocol):
 class ServerSource:
     """Values over HTTP, on demand: what the server's store lacks is computed there and kept.
 
-    Raises InvalidRequest when the URL is not one. `api_key` defaults to TVKD_API_KEY.
+    `teacher_id` is an id or the teacher's name. Raises InvalidRequest when the URL is not one. `api_key` defaults to
+    TVKD_API_KEY.
     """
 
     def __init__(
@@ -48,19 +46,22 @@ class ServerSource:
         api_key: str | None = None,
         teacher_id: str | None = None,
     ) -> None:
-        self.client = TeacherClient(url, api_key=api_key, teacher_id=teacher_id)
+        self._named = teacher_id
+        self.client = TeacherClient(url, api_key=api_key, teacher_id=teacher_id if _is_id(teacher_id) else None)
         self.temperatures = tuple(temperatures)
 
     @property
     def teacher_id(self) -> str:
-        """The teacher that was named, or else the one that the server has."""
-        return self.client.teacher_id or self.client.teacher().id
+        """The teacher that was named, or else the one that the server has. Raises TeacherMismatch for another name."""
+        self._identify()
+        return str(self.client.teacher_id)
 
     def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Record]:
         """See `ValueSource`."""
         items, places = grouped(prompts, completions)
         if not items:
             return []
+        self._identify()
         rows = self.client.potentials(items, temperatures=self.temperatures)
         return [rows[item][completion] for item, completion in places]
 
@@ -77,12 +78,19 @@ class ServerSource:
         """Make calls under way in other threads give up instead of waiting for a server that may come back."""
         self.client.stop()
 
+    def _identify(self) -> None:
+        if self.client.teacher_id is None:
+            teacher = self.client.teacher()
+            if self._named not in (None, teacher.name):
+                raise TeacherMismatch(f"{self.client.url} has teacher {teacher.name} ({teacher.id}), not {self._named}")
+
 
 class StoreSource:
     """Values from a store, a folder or a URL of object storage, with no server.
 
-    `teacher_id` may be left out when the store holds one teacher. Opening raises InvalidRequest when it holds several,
-    NotCached when none, TeacherMismatch when not the one named, StoreUnavailable when it cannot be read.
+    `teacher_id` is an id, or the name of exactly one model of the store; it may be left out when the store holds one.
+    Opening raises InvalidRequest when several fit, NotCached when the store is empty, TeacherMismatch when it has not
+    the one named, StoreUnavailable when it cannot be read.
     """
 
     def __init__(
@@ -108,8 +116,7 @@ class StoreSource:
     def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Record]:
         """See `ValueSource`. Raises NotCached saying how many are missing."""
         reader, teacher = self._open()
-        pairs = zip(prompts, completions, strict=True)
-        keys = [completion_keys(teacher, prompt, [completion])[0] for prompt, completion in pairs]
+        keys = _keys(teacher, prompts, completions)
         records = [record for record in reader.get(keys, column_names(self.temperatures)) if record is not None]
         if len(records) < len(keys):
             raise NotCached(
@@ -118,36 +125,50 @@ class StoreSource:
             )
         return records
 
+    def missing(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> int:
+        """How many of these completions the store lacks, by its index alone: a few microseconds for each."""
+        reader, teacher = self._open()
+        keys = _keys(teacher, prompts, completions)
+        lacking = reader.lacking(keys, column_names(self.temperatures))
+        return sum(key in lacking for key in keys)
+
     def _open(self) -> tuple[StoreReader, str]:
         opened = self._opened.get(os.getpid())
         if opened is None:
             reader = StoreReader(self.place)
-            opened = self._opened[os.getpid()] = (reader, self._choose(reader.teacher_ids()))
+            opened = self._opened[os.getpid()] = (reader, self._choose(reader))
         return opened
 
-    def _choose(self, teachers: list[str]) -> str:
-        listed = ", ".join(teachers) or "none"
-        if self._named is not None:
-            if self._named not in teachers:
-                raise TeacherMismatch(f"store {self.place} has no teacher {self._named}; it holds {listed}")
-            return self._named
-        if not teachers:
+    def _choose(self, reader: StoreReader) -> str:
+        names = {teacher: str(known.get("name")) for teacher, known in reader.teachers().items()}
+        ids = reader.teacher_ids()
+        listed = ", ".join(f"{teacher} ({names[teacher]})" if teacher in names else teacher for teacher in ids)
+        fitting = [teacher for teacher in ids if self._named in (None, teacher, names.get(teacher))]
+        if not ids:
             raise NotCached(f"store {self.place} is empty; `tvkd prefetch` fills it")
-        if len(teachers) > 1:
-            raise InvalidRequest(f"store {self.place} holds several teachers; name one of {listed}")
-        return teachers[0]
+        if not fitting:
+            raise TeacherMismatch(f"store {self.place} has no teacher {self._named}; it holds {listed}")
+        if len(fitting) > 1:
+            several = f"teachers named {self._named}" if self._named else "teachers"
+            raise InvalidRequest(f"store {self.place} holds several {several}; name one by its id: {listed}")
+        return fitting[0]
 
 
-def source_of(args: "TVKDConfig") -> ValueSource:
-    """The value source that the settings name. Raises InvalidRequest when they name none."""
-    temperatures = args.shaping.temperatures
-    if args.value_source == "store" and args.store is not None:
-        return StoreSource(args.store, temperatures, teacher_id=args.teacher_id)
-    if args.value_source in ("server", "bulk") and args.server is not None:
-        return ServerSource(args.server, temperatures, teacher_id=args.teacher_id)
-    raise InvalidRequest(
-        f"alpha is {args.alpha} and no value source is set; set value_source to server, bulk or store, or alpha to 0"
-    )
+def source_at(place: str, temperatures: Sequence[float] = (1.0,), teacher_id: str | None = None) -> ValueSource:
+    """The source at a place: a server's URL, http://… or https://…, or a store, a folder or s3://….
+
+    Raises InvalidRequest when the place is a folder that does not exist.
+    """
+    if is_server(place):
+        return ServerSource(place, temperatures, teacher_id=teacher_id)
+    if "://" not in place and not Path(place).is_dir():
+        raise InvalidRequest(f"{place} is no server's URL and no folder; `tvkd prefetch --store` makes a store")
+    return StoreSource(place, temperatures, teacher_id=teacher_id)
+
+
+def is_server(place: str) -> bool:
+    """Whether a place is a server's URL, and not a store."""
+    return place.startswith(("http://", "https://"))
 
 
 def teacher_of(source: ValueSource) -> TeacherInfo | None:
@@ -200,3 +221,12 @@ def grouped(
         places.append((item, numbers.setdefault(tuple(map(int, completion)), len(numbers))))
     items = [TokenItem(list(prompt), [list(ids) for ids in numbers]) for prompt, (_, numbers) in groups.items()]
     return items, places
+
+
+def _keys(teacher: str, prompts: Iterable[Sequence[int]], completions: Iterable[Sequence[int]]) -> list[bytes]:
+    pairs = zip(prompts, completions, strict=True)
+    return [completion_keys(teacher, prompt, [completion])[0] for prompt, completion in pairs]
+
+
+def _is_id(teacher: str | None) -> bool:
+    return teacher is not None and re.fullmatch(r"[0-9a-f]{32}", teacher) is not None

@@ -1,41 +1,64 @@
-"""TRL's DPOTrainer with the teacher's shaping in its loss. TRL's loss code is called, not copied.
+"""TRL's DPOTrainer with a teacher's values in its loss. TRL's loss code is called, not copied.
+
+Objective tvkd:
 
     β·(Δ log π_θ − Δ log π_ref) + α·(S_c − S_r)  =  β·(Δ log π_θ − Δ log π_ref'),    log π_ref' = log π_ref − (α/β)·S
 
 so shaping goes into the reference log-probs of the batch. Only the difference of the two S enters the loss, so their
-mean is left out there: what remains is no larger than the margin, and float32 holds it.
+mean is left out there: what remains is no larger than the margin, and float32 holds it. The other objectives add a term
+to TRL's loss, made of the log-probs of the same forward pass.
 """
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
-from tvkd_client.collator import SHAPING, ShapingCollator
+from tvkd_client.collator import SCORES, ScoreCollator, Scores
 from tvkd_client.config import TVKDConfig
 from tvkd_client.ending import Ending
-from tvkd_client.preference_tokens import check_vocabulary
-from tvkd_client.source import ServerSource, ValueSource, check_certificate, source_of, teacher_of
+from tvkd_client.objective import (
+    FEW_TOKENS,
+    SUMS,
+    Batch,
+    metrics_of,
+    pair_metrics,
+    soft_label_term,
+    sums_of,
+    token_error,
+    warning_of,
+)
+from tvkd_client.roles import Sources, base_role, check_models, open_sources
+from tvkd_client.source import ServerSource
+from tvkd_client.survey import batches, check_complete, check_data, mean_advantage, reference_difference
 from tvkd_client.trl_private import ObservedModel, OpenDPOTrainer, check
-from tvkd_shared.errors import InvalidRequest, TeacherMismatch
+from tvkd_shared.errors import InvalidRequest, WrongAnswer
+
+logger = logging.getLogger(__name__)
 
 PAIRS_A_BARRIER = 64
 """Pairs that are filled between two barriers: far less work than the process group's timeout allows."""
 
+TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
+"""Nats a token between stored and computed reference log-probs: in float32, and in bfloat16 or float16."""
+
 
 class TVKDTrainer(OpenDPOTrainer):
-    """DPOTrainer whose loss adds α·[S(chosen) − S(rejected)], S from the teacher's values.
+    """DPOTrainer with the objectives of `tvkd_shared.objective`.
 
-    `source` overrides the value source that `args` names: any object with a `teacher_id` and a `fetch`, picklable.
-    With args.alpha = 0 nothing is fetched and every step is DPOTrainer's.
+    `sources` overrides the places that `args` names, by role: objects with a `teacher_id` and a `fetch`, picklable.
+    With objective tvkd, α = 0 and no `reference`, nothing is fetched and every step is DPOTrainer's.
 
-    Raises InvalidRequest for settings or data that do not go together, TeacherMismatch when the source's teacher is
-    not `args.teacher_id`.
+    Raises InvalidRequest for settings or data that do not go together, TeacherMismatch when a source's model is not the
+    one that `args` names, NotCached when a store lacks completions of the data.
     """
 
     def __init__(
@@ -45,7 +68,7 @@ class TVKDTrainer(OpenDPOTrainer):
         args: TVKDConfig | None = None,
         *,
         train_dataset: Dataset | IterableDataset,
-        source: ValueSource | None = None,
+        sources: Sources | None = None,
         **dpo: Any,
     ) -> None:
         check()
@@ -53,27 +76,34 @@ class TVKDTrainer(OpenDPOTrainer):
             raise InvalidRequest(f"args is {type(args).__name__}, not TVKDConfig")
         if isinstance(train_dataset, Dataset | IterableDataset) and next(iter(train_dataset), None) is None:
             raise InvalidRequest("train_dataset has no rows; give at least one pair")
-        if args.alpha != 0:
-            _check_data(train_dataset, args)
-            _check_data(dpo.get("eval_dataset"), args)
-            source = source or source_of(args)
-            # This comes before the model is loaded, so that a missing server is reported within a second.
-            answering = source.teacher_id
-            if args.teacher_id not in (None, answering):
-                raise TeacherMismatch(f"values come from teacher {answering}, not from {args.teacher_id}")
-        self.alpha = args.alpha
+        # This comes before the model is loaded, so that a missing server is reported within a second.
+        self.sources = open_sources(args, sources or {})
+        self.settings = args
+        if self.sources:
+            for rows in (train_dataset, dpo.get("eval_dataset")):
+                check_data(rows, bulk=args.bulk)
+        if "reference" in self.sources:
+            if ref_model is not None:
+                raise InvalidRequest("ref_model and reference are both given; leave one out")
+            args.precompute_ref_log_probs = True  # TRL then loads no reference model, and its loss reads the batch
         super().__init__(model, ref_model, args, train_dataset=train_dataset, **dpo)
-        if args.alpha != 0 and source is not None:
-            if args.max_value_error is not None:
-                check_certificate(source, args.max_value_error)
-            if not args.other_vocabulary and (teacher := teacher_of(source)) is not None:
-                check_vocabulary(self.text_tokenizer, teacher)
-            if args.value_source == "bulk":
-                self._fill(source)
-            self.data_collator = ShapingCollator(
+        self._tokens_a_micro_batch: float | None = None
+        self._first_sums: torch.Tensor | None = torch.zeros(len(SUMS))
+        if args.objective == "token" and self.aux_loss_enabled:
+            raise InvalidRequest(
+                "objective token has no router loss of a mixture of experts; set router_aux_loss_coef 0"
+            )
+        if self.sources:
+            check_models(self.sources, args, self.text_tokenizer)
+            if args.bulk:
+                self._fill()
+            splits = dict(self._splits())
+            check_complete(self.sources, splits)
+            self.center = self._mean_advantage() if args.center else 0.0
+            self.data_collator = ScoreCollator(
                 self.data_collator,
-                source,
-                args.shaping,
+                self.sources,
+                args.shaping if args.objective == "tvkd" and args.alpha != 0 else None,
                 ending=self._ending(),
                 concurrency=args.value_concurrency,
             )
@@ -85,8 +115,8 @@ class TVKDTrainer(OpenDPOTrainer):
             self._close_collator()
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if self.alpha != 0:
-            _check_images(eval_dataset)
+        if self.sources:
+            check_data(eval_dataset)
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -98,105 +128,180 @@ class TVKDTrainer(OpenDPOTrainer):
             raise
 
     def _close_collator(self) -> None:
-        if isinstance(self.data_collator, ShapingCollator):
+        if isinstance(self.data_collator, ScoreCollator):
             self.data_collator.close()
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.settings.objective != "token" or not samples:
+            return samples, items
+        # A step's token loss is the mean over all its tokens, however they are spread over micro-batches and processes.
+        tokens = torch.stack([sample["completion_mask"][:, 1:].sum() for sample in samples]).sum()
+        processes = self.accelerator.num_processes
+        total = self.accelerator.reduce(tokens.to(self.accelerator.device), "sum") if processes > 1 else tokens
+        self._tokens_a_micro_batch = float(total) / (len(samples) * processes)
+        return samples, items
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        dpo_loss: Callable[..., Any] = super().compute_loss
-        if SHAPING not in inputs:
-            return dpo_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss_of_trl: Callable[..., Any] = super().compute_loss
+        if SCORES not in inputs:
+            return loss_of_trl(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
-        pending = inputs.pop(SHAPING)
+        pending = inputs.pop(SCORES)
         # The reference forward pass comes before the wait, because the values arrive meanwhile.
-        if self.precompute_ref_logps:
-            references = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        else:
-            reference_log_probs: Callable[..., Any] = self.compute_ref_log_probs
-            references = reference_log_probs(self.ref_model or self.model, inputs)
-        shaping, waited = _resolved(pending)
+        computed = None if "reference" in self.sources else self._computed_reference(inputs)
+        scores, waited = _resolved(pending)
+        references, reference_NL = computed or _stored_reference(scores, inputs["input_ids"].device)
 
-        reward_B2 = self.alpha * np.stack(np.split(shaping, 2), 1)
-        shift_B2 = (reward_B2 - reward_B2.mean(1, keepdims=True)) / self.beta
-        inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = (
-            reference - torch.from_numpy(shift).to(reference)
-            for reference, shift in zip(references, shift_B2.T, strict=True)
-        )
+        reward_B2 = None
+        inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = references
+        if scores.shaping is not None:
+            reward_B2 = self.settings.alpha * np.stack(np.split(scores.shaping, 2), 1)
+            shift_B2 = (reward_B2 - reward_B2.mean(1, keepdims=True)) / self.beta
+            inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = (
+                reference - torch.from_numpy(shift).to(reference)
+                for reference, shift in zip(references, shift_B2.T, strict=True)
+            )
         policy = ObservedModel(model)
         with self.reference_from_batch():
-            loss = dpo_loss(policy, inputs, return_outputs, num_items_in_batch)
-        dpo = [self.beta * (p - r) for p, r in zip(policy.logps(inputs["completion_mask"]), references, strict=True)]
-        self._log_shaping(reward_B2, torch.stack(dpo, 1), waited)
-        return loss
+            answer = loss_of_trl(policy, inputs, return_outputs, num_items_in_batch)
+        loss, *outputs = answer if return_outputs else (answer,)
+        policy_NL = policy.log_probs(inputs["completion_mask"])
+        sides = zip(policy_NL.detach().sum(1).chunk(2), references, strict=True)
+        dpo_B2 = self.beta * torch.stack([log_prob - reference for log_prob, reference in sides], 1)
+        if self.settings.objective != "tvkd":
+            kept = inputs["completion_mask"][:, 1:].to(policy_NL)
+            base = base_role(self.sources)
+            base_NL = torch.from_numpy(scores.log_probs[base]).to(policy_NL) if base else reference_NL
+            advantage = torch.from_numpy(scores.log_probs["teacher"]).to(policy_NL) - base_NL
+            batch = Batch(kept, (policy_NL - reference_NL) * kept, advantage * kept)
+            loss = self._objective(batch, loss)
+            self._log_tokens(batch)
+        self._log_pairs(dpo_B2, reward_B2, waited)
+        return (loss, *outputs) if return_outputs else loss
 
-    def _log_shaping(self, reward_B2: np.ndarray, dpo_B2: torch.Tensor, waited: float) -> None:
-        """α·S as reward, DPO's own reward, and seconds waited: means over the batch of all processes."""
-        reward = torch.from_numpy(reward_B2).to(dpo_B2)
-        columns = {
-            "shaping/chosen": reward[:, 0],
-            "shaping/rejected": reward[:, 1],
-            "shaping/margin": reward[:, 0] - reward[:, 1],
-            "shaping/accuracy": reward[:, 0] > reward[:, 1],
-            "rewards/dpo_margins": dpo_B2[:, 0] - dpo_B2[:, 1],
-            "rewards/dpo_accuracies": dpo_B2[:, 0] > dpo_B2[:, 1],
-            "values/seconds_waited": torch.full_like(reward[:, 0], waited),
-        }
+    def _objective(self, batch: Batch, dpo: torch.Tensor) -> torch.Tensor:
+        """The loss of objective token or soft-label, from the batch and from TRL's own loss of the same pass."""
+        args = self.settings
+        if args.objective == "soft-label":
+            return dpo + soft_label_term(batch, self.beta, args.strength)
+        model: Any = self.model
+        tokens = self._tokens_a_micro_batch if model.training else None
+        error = token_error(batch, args.strength, self.center).sum() / (tokens or batch.kept.sum())
+        return error + args.dpo_weight * dpo if args.dpo_weight else error
+
+    def _computed_reference(self, inputs: dict[str, Any]) -> tuple[tuple[Any, Any], Any]:
+        """Reference log-probs of chosen and rejected, [B] each, and of each token unless they were precomputed."""
+        if self.precompute_ref_logps:
+            return (inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]), None
+        reference = ObservedModel(self.ref_model or self.model)
+        of_pairs: Callable[..., Any] = self.compute_ref_log_probs
+        sums = of_pairs(reference, inputs)
+        return sums, reference.log_probs(inputs["completion_mask"])
+
+    def _log_pairs(self, dpo_B2: torch.Tensor, reward_B2: np.ndarray | None, waited: float) -> None:
+        """Means over the pairs of all processes, and the seconds waited for values."""
+        columns = pair_metrics(dpo_B2, reward_B2)
+        columns["values/seconds_waited"] = torch.full_like(dpo_B2[:, 0], waited)
         rows = torch.stack([column.float() for column in columns.values()], 1)
         means = dict(zip(columns, self.accelerator.gather(rows).mean(0).tolist(), strict=True))
         metrics = self.metrics_since_log
         for name, mean in means.items():
             metrics[name].append(mean)
-        # The loss was computed without the pair's mean; the rewards that are shown have it.
-        common = (means["shaping/chosen"] + means["shaping/rejected"]) / 2
-        for side in ("rewards/chosen", "rewards/rejected"):
-            metrics[side][-1] += common
+        if reward_B2 is not None:
+            # The loss was computed without the pair's mean; the rewards that are shown have it.
+            common = (means["shaping/chosen"] + means["shaping/rejected"]) / 2
+            for side in ("rewards/chosen", "rewards/rejected"):
+                metrics[side][-1] += common
+
+    def _log_tokens(self, batch: Batch) -> None:
+        """The metrics of an objective, over the batch of all processes, and a warning of what it would teach beside."""
+        sums = self.accelerator.gather(sums_of(batch, self.settings.strength, self.center)[None]).sum(0)
+        for name, number in metrics_of(sums).items():
+            self.metrics_since_log[name].append(number)
+        if self._first_sums is None or self.settings.objective != "token":
+            return
+        self._first_sums = self._first_sums.to(sums) + sums
+        if self._first_sums[0] >= FEW_TOKENS:
+            one_teacher = "teacher_reference" not in self.sources
+            warning = warning_of(self._first_sums, one_teacher=one_teacher, center=self.settings.center)
+            if warning and self.accelerator.is_main_process:
+                logger.warning(warning)
+            self._first_sums = None
 
     def _ending(self) -> Ending:
         model: Any = self.model
         return Ending(self.text_tokenizer, model.generation_config.eos_token_id)
 
-    def _fill(self, source: ValueSource) -> None:
-        """Puts the values of every row into the server's store. Rank 0 alone asks; the others wait for it."""
-        if not isinstance(source, ServerSource):
-            raise InvalidRequest(f"value_source bulk fills a server's store, and {type(source).__name__} is no server")
-        data_sets: list[Any] = [self.train_dataset, *_data_sets(self.eval_dataset)]
-        first = self.accelerator.is_main_process
+    def _splits(self) -> dict[str, Any]:
+        """The tokenised data sets whose length is known, by the name of their split."""
+        evals = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        return {
+            name: rows for name, rows in {"train": self.train_dataset, **evals}.items() if isinstance(rows, Dataset)
+        }
+
+    def _fill(self) -> None:
+        """Has the servers compute the values of every row. Rank 0 alone asks; the others wait for it."""
+        servers = [source for source in self.sources.values() if isinstance(source, ServerSource)]
+        if not servers:
+            raise InvalidRequest("bulk fills a server's store, and no role has a server; leave it out")
+        splits, first = self._splits().values(), self.accelerator.is_main_process
         with tqdm(
-            total=sum(map(len, data_sets)), desc="Filling the value store", disable=self.args.disable_tqdm or not first
+            total=sum(map(len, splits)), desc="Filling the value store", disable=self.args.disable_tqdm or not first
         ) as bar:
-            for rows in data_sets:
-                for start in range(0, len(rows), PAIRS_A_BARRIER):
+            for rows in splits:
+                for pairs in batches(rows, PAIRS_A_BARRIER):
                     if first:
-                        chunk = rows[start : start + PAIRS_A_BARRIER]
-                        source.fill(chunk["prompt_ids"] * 2, chunk["chosen_ids"] + chunk["rejected_ids"])
-                        bar.update(len(chunk["prompt_ids"]))
+                        for server in servers:
+                            server.fill(*pairs)
+                        bar.update(len(pairs[0]) // 2)
                     self.accelerator.wait_for_everyone()
 
+    def _mean_advantage(self) -> float:
+        """c: the mean of A_t over the training data. Rank 0 alone reads it."""
+        if not isinstance(self.train_dataset, Dataset):
+            raise InvalidRequest("center needs a data set whose length is known, and the training data set streams")
+        mean = [0.0]
+        if self.accelerator.is_main_process:
+            mean = [mean_advantage(self.sources, self.train_dataset, self.settings.max_length)]
+        return float(broadcast_object_list(mean)[0])
 
-def _data_sets(given: Any) -> Iterator[Any]:
-    """The data sets in an argument that is a data set, a dict of data sets, None, or a name."""
-    for candidate in given.values() if isinstance(given, dict) else [given]:
-        if isinstance(candidate, Dataset | IterableDataset):
-            yield candidate
+    def reference_rows(self, dataset: Dataset | IterableDataset) -> Dataset | None:
+        if "reference" not in self.sources:
+            return None
+        count = self.settings.per_device_train_batch_size * self.accelerator.num_processes
+        if isinstance(dataset, Dataset):
+            return dataset.select(range(min(count, len(dataset))))
+        return Dataset.from_list(list(islice(dataset, count)))
+
+    def check_reference(self, rows: Dataset) -> None:
+        """Raises WrongAnswer when stored reference log-probs differ from those that TRL computed on the first batch."""
+        reference = self.sources["reference"]
+        worst = reference_difference(reference, rows, self.settings.max_length)
+        model: Any = self.model
+        half = model.dtype != torch.float32 or self.args.bf16 or self.args.fp16
+        tolerance = self.settings.reference_tolerance
+        tolerance = (HALF_TOLERANCE if half else TOLERANCE) if tolerance is None else tolerance
+        if not worst <= tolerance:
+            raise WrongAnswer(
+                f"reference: stored log-probs differ from those of the student before training by {worst:.2g} nats a "
+                f"token on the first batch, more than {tolerance:g}: model {reference.teacher_id} is not "
+                "this student; fill the store from its checkpoint, or allow more with reference_tolerance"
+            )
 
 
-def _check_data(given: Any, args: TVKDConfig) -> None:
-    if args.value_source == "bulk" and any(isinstance(rows, IterableDataset) for rows in _data_sets(given)):
-        raise InvalidRequest(
-            "value_source bulk needs data sets whose length is known, and a given one streams; use server"
-        )
-    _check_images(given)
+def _stored_reference(scores: Scores, device: Any) -> tuple[tuple[Any, Any], Any]:
+    """Reference log-probs of chosen and rejected, [B] each, and of each token, [2B, L − 1], from a store."""
+    stored_NL = scores.log_probs["reference"]
+    chosen, rejected = (torch.from_numpy(half.sum(1)).float().to(device) for half in np.split(stored_NL, 2))
+    return (chosen, rejected), torch.from_numpy(stored_NL).float().to(device)
 
 
-def _check_images(given: Any) -> None:
-    if any({"image", "images"} & set(next(iter(rows), {})) for rows in _data_sets(given)):
-        raise InvalidRequest("a data set has images, and the teacher has values for text only; leave images out")
-
-
-def _resolved(shaping: "np.ndarray | Future[np.ndarray]") -> tuple[np.ndarray, float]:
-    """The numbers, and the seconds spent waiting for them."""
-    if not isinstance(shaping, Future):
-        return shaping, 0.0
+def _resolved(scores: "Scores | Future[Scores]") -> tuple[Scores, float]:
+    """The scores, and the seconds spent waiting for them."""
+    if not isinstance(scores, Future):
+        return scores, 0.0
     start = time.perf_counter()
-    return shaping.result(), time.perf_counter() - start
+    return scores.result(), time.perf_counter() - start

@@ -1,7 +1,8 @@
 """The only file that touches what TRL keeps private: names with an underscore, and how methods are called.
 
 TRL 1.16's loss reads the reference log-probs from the batch when it was told to precompute them. Shaping goes in there,
-so no line of TRL's loss is copied. A TRL that has moved one of these parts is refused with one line.
+and so do reference log-probs from a store, so no line of TRL's loss is copied. A TRL that has moved one of these parts
+is refused with one line.
 """
 
 import inspect
@@ -124,12 +125,24 @@ class OpenDPOTrainer(DPOTrainer):
             show=dataset_name == "train" and not args.quiet,
         )
 
+    def reference_rows(self, dataset: datasets.Dataset | datasets.IterableDataset) -> datasets.Dataset | None:
+        """Rows whose reference log-probs are compared, because batches bring their own; None to compute all rows'."""
+        return None
+
+    def check_reference(self, rows: datasets.Dataset) -> None:
+        """Called with the columns ref_chosen_logps and ref_rejected_logps that TRL computed for `reference_rows`."""
+
     def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
-        # Reference log-probs need no values, and the model would be given the extra key of a batch with shaping.
+        # Reference log-probs need no values, and the model would be given the extra key of a batch with scores.
         collator = self.data_collator
-        self.data_collator = getattr(collator, "unshaped", collator)
+        self.data_collator = getattr(collator, "unscored", collator)
         try:
-            return super()._precompute_ref_logps(dataset, name, batch_size)
+            rows = self.reference_rows(dataset)
+            if rows is None:
+                return super()._precompute_ref_logps(dataset, name, batch_size)
+            if name == "train":
+                self.check_reference(super()._precompute_ref_logps(rows, name, batch_size))
+            return dataset
         finally:
             self.data_collator = collator
 
@@ -138,7 +151,7 @@ class OpenDPOTrainer(DPOTrainer):
 
 
 class ObservedModel:
-    """Calls the model during one loss, and keeps its first output: the policy's log-probs."""
+    """Calls the model during one loss, and keeps its first output: the log-prob of each token."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -150,12 +163,10 @@ class ObservedModel:
             self._output = output
         return output
 
-    def logps(self, completion_mask: Any) -> tuple[Any, Any]:
-        """log π_θ(chosen), log π_θ(rejected): two tensors of shape [B], detached, from a mask of shape [2B, L]."""
+    def log_probs(self, completion_mask: Any) -> Any:
+        """log π of each token, float [2B, L − 1], from a mask of shape [2B, L]; 0 outside the completions."""
         # A prompt-learning adapter puts virtual tokens in front; the last L − 1 columns are the real ones.
-        log_probs = self._output.log_probs[:, -(completion_mask.size(1) - 1) :].detach()
-        chosen, rejected = log_probs.sum(1).chunk(2)
-        return chosen, rejected
+        return self._output.log_probs[:, -(completion_mask.size(1) - 1) :]
 
 
 class SettingsParser(TrlParser):

@@ -16,20 +16,33 @@ import numpy as np
 import numpy.typing as npt
 
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.record import ENTROPY, VALUE, Record, temperature_of, value_column
-from tvkd_shared.value import Float64
+from tvkd_shared.record import ACTION_LOGIT, ENTROPY, VALUE, Record, has_last_state, temperature_of, value_column
+from tvkd_shared.value import Float64, log_prob
 
-Potential = Literal["soft-value", "renyi", "entropy"]
+Potential = Literal["soft-value", "renyi", "entropy", "implicit"]
 Terminal = Literal["state", "zero", "last-decision"]
 Aggregate = Literal["sum", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
 class PotentialDefinition:
-    """Which columns a potential is made from, by the temperature τ, and Φ of each state from their numbers, float64."""
+    """Which columns a potential is made from, by the temperature τ, and Φ of each state from their numbers, float64.
+
+    A `relative` potential takes the same columns of a second record too: that of what the teacher started from.
+    """
 
     columns: Callable[[float], tuple[str, ...]]
     phi: Callable[..., Float64]
+    relative: bool = False
+
+
+def advantage(value_S: Float64, logit_T: Float64, base_value_S: Float64, base_logit_T: Float64) -> Float64:
+    """A_t = log π_T(y_t|s_t) − log π_0(y_t|s_t), float64 [T], from V_1 and q of the teacher and of its base π_0.
+
+    It is what the teacher's DPO added to each token, in nats: Q − V of the reward that it stands for (Rafailov et al.
+    2024, "From r to Q*"). A constant that is added to the logits of a state does not change it.
+    """
+    return log_prob(logit_T, value_S[:-1]) - log_prob(base_logit_T, base_value_S[:-1])
 
 
 POTENTIALS: dict[Potential, PotentialDefinition] = {
@@ -39,6 +52,10 @@ POTENTIALS: dict[Potential, PotentialDefinition] = {
         lambda tau: (value_column(tau), VALUE), lambda value_S, value_1_S: value_S - value_1_S
     ),
     "entropy": PotentialDefinition(lambda _: (ENTROPY,), lambda entropy_S: entropy_S),
+    # Σ_{i<t} A_i, so that ψ_t = A_t with γ = 1.
+    "implicit": PotentialDefinition(
+        lambda _: (VALUE, ACTION_LOGIT), lambda *rows: np.append(0.0, np.cumsum(advantage(*rows))), relative=True
+    ),
 }
 """Every potential by its name. To add one, add an entry here and its name to `Potential`."""
 
@@ -56,7 +73,8 @@ class Shaping:
         default=1.0, metadata={"help": "τ of the value V = τ·logsumexp(logits/τ); the entropy does not use it."}
     )
     potential: Potential = field(
-        default="soft-value", metadata={"help": "Φ: V_τ (soft-value), V_τ − V_1 (renyi), or the teacher's entropy."}
+        default="soft-value",
+        metadata={"help": "Φ: V_τ (soft-value), V_τ − V_1 (renyi), the teacher's entropy, or Σ_{i<t} A_i (implicit)."},
     )
     terminal: Terminal = field(
         default="state", metadata={"help": "What Φ is after the last token: its own, 0 after EOS, or Φ before it."}
@@ -84,25 +102,48 @@ class Shaping:
         """Temperatures that a source must send; 1.0 is in every record."""
         return tuple(sorted({1.0, *(tau for name in self.columns if (tau := temperature_of(name)) is not None)}))
 
-    def of(self, record: Record, *, kept: int, end: int | None) -> float:
+    def of(self, record: Record, *, kept: int, end: int | None, base: Record | None = None) -> float:
         """S of the completion's first `kept` tokens, float64. Raises as `psi` does."""
-        return aggregate(self.psi(record, kept=kept, end=end), self.aggregate)
+        return aggregate(self.psi(record, kept=kept, end=end, base=base), self.aggregate)
 
-    def psi(self, record: Record, *, kept: int, end: int | None) -> Float64:
+    def psi(self, record: Record, *, kept: int, end: int | None, base: Record | None = None) -> Float64:
         """ψ of each of the completion's first `kept` tokens, float64 [kept].
+
+        `base` is the record of what the teacher started from, for a relative potential.
 
         `kept` is what the student's `max_length` left of the completion's T tokens, so states s_0 … s_kept are read.
         `end` is the number of tokens up to the end-of-sequence token of the whole completion, which counts only when it
         was kept. Raises InvalidRequest when nothing was kept: there is no ψ to aggregate, and 0 would be invented.
         """
-        if not 1 <= kept <= record.length:
-            raise InvalidRequest(
-                f"{kept} of a completion's {record.length} tokens are left after truncation, and shaping needs at least"
-                " one; raise max_length or drop the pair"
-            )
-        rows = [np.asarray(record.column(name)[: kept + 1], np.float64) for name in self.columns]
+        records = [record]
+        if POTENTIALS[self.potential].relative:
+            if base is None:
+                raise InvalidRequest(
+                    f"potential {self.potential} compares the teacher with what it started from: name that model as"
+                    " teacher_reference, or as reference the student's"
+                )
+            records.append(base)
+        rows = [cut(one, name, kept) for one in records for name in self.columns]
         end_kept = end if end is not None and end <= kept else None
         return shaping(POTENTIALS[self.potential].phi(*rows), gamma=self.gamma, terminal=self.terminal, end=end_kept)
+
+
+def cut(record: Record, column: str, kept: int) -> Float64:
+    """A column of the completion's first `kept` tokens, float64 [kept + 1], or [kept] for a column of actions.
+
+    Raises InvalidRequest when nothing was kept, or more than there is.
+    """
+    if not 1 <= kept <= record.length:
+        raise InvalidRequest(
+            f"{kept} of a completion's {record.length} tokens are left after truncation, and at least one is needed;"
+            " raise max_length or drop the pair"
+        )
+    return np.asarray(record.column(column)[: kept + has_last_state(column)], np.float64)
+
+
+def log_probs(record: Record, kept: int) -> Float64:
+    """log π(y_t|s_t) = q_t − V_1(s_t) of the completion's first `kept` tokens, float64 [kept]. Raises as `cut` does."""
+    return log_prob(cut(record, ACTION_LOGIT, kept), cut(record, VALUE, kept)[:-1])
 
 
 def finite(name: str, number: object) -> float:
@@ -153,14 +194,3 @@ def aggregate(psi_T: npt.ArrayLike, how: Aggregate) -> float:
     if how == "mean":
         return float(psi.mean())
     raise ValueError(f"aggregate {how!r} is unknown; known: {', '.join(get_args(Aggregate))}")
-
-
-def tvkd_loss(
-    beta: float,
-    log_ratio_margin: npt.ArrayLike,
-    alpha: float,
-    shaping_margin: npt.ArrayLike,
-) -> Float64:
-    """L = −log σ(β·[Δ log π_θ/π_ref] + α·[Σψ(chosen) − Σψ(rejected)]) of each pair. α = 0 is DPO."""
-    logit = beta * np.asarray(log_ratio_margin, np.float64) + alpha * np.asarray(shaping_margin, np.float64)
-    return np.asarray(np.logaddexp(0.0, -logit))

@@ -97,9 +97,29 @@ def test_a_store_of_two_teachers_wants_one_named(served, tmp_path):
     for teacher in ids:
         store.add_teacher(teacher, info.model_copy(update={"id": teacher}).model_dump(mode="json"))
     store.close()
-    with pytest.raises(InvalidRequest, match=r"name one of a{32}, b{32}"):
-        _ = StoreSource(tmp_path / "two").teacher_id
+    for named in (None, info.name):
+        with pytest.raises(InvalidRequest, match=rf"holds several teachers.*a{{32}} \({info.name}\), b{{32}}"):
+            _ = StoreSource(tmp_path / "two", teacher_id=named).teacher_id
     assert StoreSource(tmp_path / "two", teacher_id=ids[1]).teacher_id == ids[1]
+
+
+def test_a_model_is_named_by_its_name_where_one_has_it(served, server):
+    online, offline = served
+    name = online.client.teacher().name
+    for source in (ServerSource(server.url, teacher_id=name), StoreSource(server.store_path, teacher_id=name)):
+        assert source.teacher_id == offline.teacher_id
+        assert len(source.fetch(PROMPTS, COMPLETIONS)) == len(PROMPTS)
+    with pytest.raises(TeacherMismatch, match=f"has teacher {name} .*, not other"):
+        ServerSource(server.url, teacher_id="other").fetch(PROMPTS, COMPLETIONS)
+    with pytest.raises(TeacherMismatch, match=rf"has no teacher other; it holds .* \({name}\)"):
+        _ = StoreSource(server.store_path, teacher_id="other").teacher_id
+
+
+def test_what_a_store_lacks_is_counted_by_its_index(served, server):
+    _, offline = served
+    assert offline.missing(PROMPTS, COMPLETIONS) == 0
+    assert offline.missing([*PROMPTS, [47], [47]], [*COMPLETIONS, [49], [49]]) == 2
+    assert StoreSource(server.store_path, temperatures=[0.73]).missing(PROMPTS, COMPLETIONS) == 4
 
 
 @pytest.fixture

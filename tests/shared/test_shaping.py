@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tvkd_shared.objective import tvkd_loss
 from tvkd_shared.record import Record
-from tvkd_shared.shaping import POTENTIALS, Potential, Shaping, aggregate, shaping, tvkd_loss
+from tvkd_shared.shaping import POTENTIALS, Potential, Shaping, aggregate, shaping
 
 phi_S = arrays(np.float64, st.integers(2, 40), elements=st.floats(-50, 50))
 gammas = st.floats(0, 1)

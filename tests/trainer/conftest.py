@@ -22,8 +22,11 @@ def source(tiny_teacher) -> TeacherSource:
 def make_trainer(student, pairs, tmp_path):
     """A TVKDTrainer of the tiny student; settings by name, those of SMALL by default."""
 
-    def make(*, source=None, train_dataset=None, trainer=TVKDTrainer, config=TVKDConfig, model=None, **settings):
-        extra = {"source": source} if issubclass(trainer, TVKDTrainer) else {}
+    def make(*, train_dataset=None, trainer=TVKDTrainer, config=TVKDConfig, model=None, **settings):
+        sources = settings.pop("sources", {})
+        if source := settings.pop("source", None):
+            sources = {"teacher": source} | sources
+        extra = {"sources": sources} if issubclass(trainer, TVKDTrainer) else {}
         dpo = {name: settings.pop(name) for name in ("eval_dataset", "peft_config") if name in settings}
         return trainer(
             str(model or student),

@@ -12,7 +12,7 @@ from runs import assert_same_run, rows, train
 from teacher_source import TeacherSource
 
 from tvkd_client import ServerSource, TeacherClient
-from tvkd_client.collator import SHAPING
+from tvkd_client.collator import SCORES
 from tvkd_shared.errors import InvalidRequest, TeacherMismatch, TeacherUnavailable, WrongAnswer
 from tvkd_shared.record import Record
 
@@ -51,18 +51,15 @@ class OneMissing(TeacherSource):
 def test_values_are_asked_for_whole_and_read_cut(make_trainer, source):
     whole, cut = (make_trainer(alpha=1.0, gamma=0.9, source=source, max_length=length) for length in (None, 10))
     examples = [cut.train_dataset[index] for index in range(len(cut.train_dataset))]
-    kept = [
-        min(len(row[side]), 10 - len(row["prompt_ids"])) for side in ("chosen_ids", "rejected_ids") for row in examples
-    ]
-    assert any(n < len(row["chosen_ids"]) for n, row in zip(kept, examples, strict=False))
-    shaping = cut.data_collator(examples)[SHAPING].result()
-    by_hand = whole.data_collator.shaping(
-        [row["prompt_ids"] for row in examples] * 2,
-        [row[side] for side in ("chosen_ids", "rejected_ids") for row in examples],
-        kept,
-    )
+    prompts = [row["prompt_ids"] for row in examples] * 2
+    completions = [row[side] for side in ("chosen_ids", "rejected_ids") for row in examples]
+    kept = [min(len(completion), 10 - len(prompt)) for prompt, completion in zip(prompts, completions, strict=True)]
+    assert any(n < len(completion) for n, completion in zip(kept, completions, strict=True))
+    shaping = cut.data_collator(examples)[SCORES].result().shaping
+    mask = np.arange(10) < np.array(kept)[:, None]
+    by_hand = whole.data_collator.scores(prompts, completions, mask).shaping
     assert np.array_equal(shaping, by_hand)
-    assert not np.array_equal(shaping, whole.data_collator(examples)[SHAPING].result())
+    assert not np.array_equal(shaping, whole.data_collator(examples)[SCORES].result().shaping)
 
 
 def test_a_chat_template_s_newline_is_after_the_end(make_trainer, source):
@@ -72,12 +69,12 @@ def test_a_chat_template_s_newline_is_after_the_end(make_trainer, source):
     V = source.fetch([row["prompt_ids"]], [row["chosen_ids"]])[0].values[1.0].astype(np.float64)
     end = len(row["chosen_ids"]) - 1
     wanted = -(1 - 0.9) * V[1:end].sum() - V[0]
-    assert trainer.data_collator([row])[SHAPING].result()[0] == pytest.approx(wanted, abs=1e-9)
+    assert trainer.data_collator([row])[SCORES].result().shaping[0] == pytest.approx(wanted, abs=1e-9)
 
 
 def test_the_main_process_gets_a_future_and_a_worker_waits(make_trainer, source):
     ahead = make_trainer(alpha=0.7, gamma=0.9, source=source)
-    assert isinstance(ahead.data_collator([ahead.train_dataset[0]])[SHAPING], Future)
+    assert isinstance(ahead.data_collator([ahead.train_dataset[0]])[SCORES], Future)
     workers = make_trainer(alpha=0.7, gamma=0.9, source=source, dataloader_num_workers=2)
     assert_same_run(train(ahead), train(workers))
 
@@ -85,9 +82,9 @@ def test_the_main_process_gets_a_future_and_a_worker_waits(make_trainer, source)
 def test_a_collator_can_be_sent_to_a_spawned_worker(make_trainer, source):
     trainer = make_trainer(alpha=0.7, source=source)
     row = trainer.train_dataset[0]
-    here = trainer.data_collator([row])[SHAPING].result()
-    there = pickle.loads(pickle.dumps(trainer.data_collator))([row])[SHAPING].result()
-    assert np.array_equal(here, there)
+    here = trainer.data_collator([row])[SCORES].result()
+    there = pickle.loads(pickle.dumps(trainer.data_collator))([row])[SCORES].result()
+    assert np.array_equal(here.shaping, there.shaping)
 
 
 def test_reference_log_probs_are_computed_without_values(make_trainer, source):
@@ -163,8 +160,8 @@ def test_a_closed_collator_ends_what_waits_for_a_server(make_trainer, source):
     trainer = make_trainer(alpha=0.7, source=source, value_concurrency=1)
     server = ServerSource("http://teacher.test")
     server.client = TeacherClient("http://teacher.test", transport=httpx.MockTransport(loading))
-    trainer.data_collator.source = server
-    begun, waiting = (trainer.data_collator([trainer.train_dataset[0]])[SHAPING] for _ in range(2))
+    trainer.data_collator.sources = {"teacher": server}
+    begun, waiting = (trainer.data_collator([trainer.train_dataset[0]])[SCORES] for _ in range(2))
     assert asked.wait(10)
     trainer.data_collator.close()
     assert alive("values") == [] and waiting.cancelled()
@@ -186,17 +183,17 @@ def test_another_teacher_is_refused(make_trainer, source):
 
 
 def test_shaping_without_a_source_is_refused(make_trainer):
-    with pytest.raises(InvalidRequest, match="no value source"):
+    with pytest.raises(InvalidRequest, match="no teacher is set"):
         make_trainer(alpha=0.7)
 
 
 def test_bulk_refuses_a_stream_and_a_source_that_is_no_server(make_trainer, pairs, source):
-    bulk = {"alpha": 0.7, "source": source, "value_source": "bulk", "server": "http://127.0.0.1:9"}
+    bulk = {"alpha": 0.7, "source": source, "bulk": True}
     stream = pairs.to_iterable_dataset()
     for streamed in ({"train_dataset": stream}, {"eval_dataset": stream}, {"eval_dataset": {"a": pairs, "b": stream}}):
         with pytest.raises(InvalidRequest, match="streams"):
             make_trainer(**bulk, **streamed)
-    with pytest.raises(InvalidRequest, match="TeacherSource is no server"):
+    with pytest.raises(InvalidRequest, match="no role has a server"):
         make_trainer(**bulk)
 
 

@@ -21,7 +21,15 @@ from tvkd_shared.errors import InvalidRequest
         ("potential", "value"),
         ("terminal", "eos"),
         ("aggregate", "median"),
-        ("value_source", "columns"),
+        ("objective", "sequence"),
+        ("strength", float("nan")),
+        ("strength", 2.0),
+        ("center", True),
+        ("dpo_weight", 0.5),
+        ("max_value_error", -1.0),
+        ("reference_tolerance", -1.0),
+        ("teacher", 8077),
+        ("reference_id", 12345),
         ("value_concurrency", 0),
         ("teacher_id", 12345),
         ("beta", 0.0),
@@ -43,10 +51,14 @@ def test_a_setting_without_a_meaning_is_refused(tmp_path, name, setting):
     assert str(refused.value).startswith(named) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("kind", "needed"), [("server", "server"), ("bulk", "server"), ("store", "store")])
-def test_a_source_needs_its_place(tmp_path, kind, needed):
-    with pytest.raises(InvalidRequest, match=f"{kind} needs {needed}"):
-        TVKDConfig(str(tmp_path), bf16=False, use_cpu=True, value_source=kind)
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("loss_type", ["sigmoid", "sft"]), ("loss_weights", [2.0]), ("precompute_ref_log_probs", True)],
+)
+@pytest.mark.parametrize("objective", ["token", "soft-label"])
+def test_a_setting_that_an_objective_has_no_meaning_for_is_refused(tmp_path, objective, name, setting):
+    with pytest.raises(InvalidRequest, match=name):
+        TVKDConfig(str(tmp_path), bf16=False, use_cpu=True, objective=objective, **{name: setting})
 
 
 def test_another_trl_is_refused(monkeypatch):
@@ -67,4 +79,4 @@ def test_the_example_s_settings_are_all_known(monkeypatch, tmp_path):
     (tmp_path / "student").mkdir()
     monkeypatch.chdir(tmp_path)
     _, training, _, _ = _parse(["--config", str(example), "--bf16", "false", "--use_cpu"])
-    assert (training.alpha, training.gamma, training.value_source) == (0.7, 1.0, "server")
+    assert (training.alpha, training.gamma, training.teacher) == (0.7, 1.0, "http://127.0.0.1:8077")

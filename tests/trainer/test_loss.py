@@ -8,8 +8,9 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
 from tvkd_client import Shaping, TVKDTrainer
+from tvkd_client.collator import SCORES, Scores
 from tvkd_client.ending import end_of_sequence
-from tvkd_shared.shaping import tvkd_loss
+from tvkd_shared.objective import tvkd_loss
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.0, task_type="CAUSAL_LM")
 BETA = 0.1
@@ -84,8 +85,8 @@ def test_a_large_common_part_of_both_shapings_costs_no_precision(make_trainer, s
     trainer = make_trainer(alpha=1.0, beta=0.01, source=source)
     rows = [trainer.train_dataset[index] for index in range(2)]
     batch = trainer.data_collator(rows)
-    near = {**batch, "shaping": np.array([2.0, 1.0, 1.5371, 1.5123])}
-    far = {**batch, "shaping": near["shaping"] + 123_456.789}
+    shaping = np.array([2.0, 1.0, 1.5371, 1.5123])
+    near, far = ({**batch, SCORES: Scores(S, {})} for S in (shaping, shaping + 123_456.789))
     losses = [trainer.compute_loss(trainer.model, one).item() for one in (near, far)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 

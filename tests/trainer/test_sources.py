@@ -16,9 +16,9 @@ READING = {"alpha": 0.7, "gamma": 0.9, "temperature": 2.0, "terminal": "zero"}
 
 def sources(server) -> dict[str, dict]:
     return {
-        "server": {"value_source": "server", "server": server.url},
-        "bulk": {"value_source": "bulk", "server": server.url},
-        "store": {"value_source": "store", "store": str(server.store_path)},
+        "server": {"teacher": server.url},
+        "bulk": {"teacher": server.url, "bulk": True},
+        "store": {"teacher": str(server.store_path)},
     }
 
 
@@ -64,11 +64,18 @@ def test_the_fill_shows_how_far_it_is(make_trainer, server, capfd):
     assert "Filling" not in capfd.readouterr().err
 
 
-def test_what_a_store_lacks_stops_the_run(make_trainer, server):
-    ServerSource(server.url).fetch([[10]], [[11, 2]])
-    trainer = make_trainer(**READING, **sources(server)["store"], train_dataset=Dataset.from_list(rows(4, seed=73)))
-    with pytest.raises(NotCached, match="not in store"):
-        trainer.train()
+def test_what_a_store_lacks_is_said_before_the_first_step(make_trainer, server):
+    stored, held_out = (Dataset.from_list(rows(4, seed=seed)) for seed in (73, 75))
+    ServerSource(server.url, (1.0, 2.0)).fetch(*whole(make_trainer(alpha=0.0, train_dataset=stored)))
+    settings = READING | sources(server)["store"]
+    make_trainer(**settings, train_dataset=stored)
+    with pytest.raises(NotCached, match=r"teacher: store .* \(train: 0 of 8, eval: 8 of 8 missing\); run `tvkd"):
+        make_trainer(**settings, train_dataset=stored, eval_dataset=held_out)
+    with pytest.raises(NotCached, match=r"train: 8 of 8, a: 0 of 8, b: 8 of 8"):
+        make_trainer(**settings, train_dataset=held_out, eval_dataset={"a": stored, "b": held_out})
+    # Another temperature is another column, which the store lacks.
+    with pytest.raises(NotCached, match="train: 8 of 8"):
+        make_trainer(**settings | {"temperature": 3.0}, train_dataset=stored)
 
 
 def test_a_server_s_other_teacher_is_refused(make_trainer, server):

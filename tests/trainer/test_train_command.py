@@ -38,7 +38,7 @@ def test_a_local_data_set_trains_and_the_model_is_saved(config, server, tmp_path
     data = tmp_path / f"data.{kind}"
     pairs = Dataset.from_list(rows(4))
     {"jsonl": pairs.to_json, "parquet": pairs.to_parquet, "disk": pairs.save_to_disk}[kind](data)
-    path = config(dataset_name=str(data), value_source="server", server=server.url)
+    path = config(dataset_name=str(data), teacher=server.url)
     assert tvkd(["train", "--config", path]) == 0
     assert (tmp_path / "out" / "model.safetensors").exists()
 
@@ -52,7 +52,7 @@ def test_flags_override_the_file_and_lora_is_a_setting(config, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ([], "no value source is set"),
+        ([], "no teacher is set"),
         (["--alpha", "many"], "invalid float value"),
         (["--gamma", "2"], "gamma 2.0 is not in 0 … 1"),
         (["--potential", "q"], "invalid choice"),
@@ -60,8 +60,9 @@ def test_flags_override_the_file_and_lora_is_a_setting(config, tmp_path):
         (["--dataset_name", "none.jsonl"], "no data set at none.jsonl"),
         (["--alpha", "0", "--model_name_or_path", "/none"], "/none is neither a folder"),
         (["--alpha", "0", "--model_name_or_path", "tests"], "model tests cannot be read"),
-        (["--value_source", "store", "--store", "/none"], "/none"),
-        (["--value_source", "server", "--server", "localhost"], "is not a URL"),
+        (["--teacher", "/none"], "/none is no server's URL and no folder"),
+        (["--teacher", "localhost:8077"], "localhost:8077 is no server's URL and no folder"),
+        (["--teacher", "http://"], "is not a URL"),
         (["--dataset_streaming"], "streaming is not served here"),
         (["--config"], "needs the path"),
         (["--alpha", "0", "--resume_from_checkpoint", "true"], "out has no checkpoint"),
@@ -167,9 +168,9 @@ def test_a_traceback_is_there_for_who_asks(config, monkeypatch):
 
 def test_two_processes_train_with_each_source_alike(config, server, tmp_path):
     sources = {
-        "server": {"value_source": "server", "server": server.url},
-        "bulk": {"value_source": "bulk", "server": server.url},
-        "store": {"value_source": "store", "store": str(server.store_path)},
+        "server": {"teacher": server.url},
+        "bulk": {"teacher": server.url, "bulk": True},
+        "store": {"teacher": str(server.store_path)},
     }
     states, weights = [], []
     for name, source in sources.items():

@@ -98,7 +98,7 @@ def align(
         policy,
         args=config,
         train_dataset=pairs,
-        source=source,
+        sources={"teacher": source},
         processing_class=tokenizer,
         callbacks=[_Bar(title, console)],
     )

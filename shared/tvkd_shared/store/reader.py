@@ -88,6 +88,23 @@ class StoreReader:
         search = self.search(keys, names)
         return [search.record(key, names) for key in keys]
 
+    def lacking(self, keys: Iterable[bytes], columns: Sequence[str] | None = None) -> set[bytes]:
+        """Those of the keys of which a column is not in the store.
+
+        Only indices are read, a few microseconds for each key, so that a block which is damaged counts as there.
+        """
+        names = set(column_names() if columns is None else columns)
+        lacking = {key: set(names) for key in keys}
+        self.refresh()
+        live, index = self._view
+        for segment, hits in index.find(asked := list(lacking)).items():
+            for which, _ in hits if segment in live else ():
+                lacking[asked[which]].difference_update(live[segment].columns)
+        rest = [key for key, left in lacking.items() if left]
+        for row in self._from_recent(lambda recent: recent.find(rest)) or [] if rest else []:
+            lacking[row.key].difference_update(row.columns)
+        return {key for key, left in lacking.items() if left}
+
     def search(self, keys: Iterable[bytes], columns: Columns, *, recent: bool = True, refresh: bool = True) -> Search:
         """The blocks that the columns of each key are in: of several copies of a column, the first that is sound.
 

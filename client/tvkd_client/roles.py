@@ -1,0 +1,84 @@
+"""The models whose values a run reads: the teacher, what its DPO started from, and the student's reference."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+from transformers import PreTrainedTokenizerBase
+
+from tvkd_client.config import TVKDConfig
+from tvkd_client.preference_tokens import check_vocabulary
+from tvkd_client.source import ValueSource, check_certificate, source_at, teacher_of
+from tvkd_shared.errors import InvalidRequest, TeacherMismatch, TVKDError
+
+Role = Literal["teacher", "teacher_reference", "reference"]
+"""T, a DPO-trained model; T0, the SFT model that its DPO started from; π_ref, the student before its training."""
+
+Sources = Mapping[Role, ValueSource]
+
+
+def open_sources(args: TVKDConfig, given: Sources) -> dict[Role, ValueSource]:
+    """The source of each role that the settings' objective reads: the given one, or else the one at the role's place.
+
+    Each is asked for its model's id, so that a missing server is reported within a second. Raises InvalidRequest when
+    a role is needed and has no place, or when teacher and base are one model; TeacherMismatch when a source has another
+    model than the settings name.
+    """
+    if unknown := set(given) - set(get_args(Role)):
+        raise InvalidRequest(f"sources name {', '.join(sorted(unknown))}; the roles are {', '.join(get_args(Role))}")
+    sources: dict[Role, ValueSource] = {}
+    for role in get_args(Role):
+        place, named = getattr(args, role), getattr(args, f"{role}_id")
+        if not args.reads(role) or (role not in given and place is None):
+            continue
+        with _named(role):
+            sources[role] = given[role] if role in given else source_at(place, args.temperatures_of(role), named)
+            answering = sources[role].teacher_id
+            if role in given and named not in (None, answering):
+                raise TeacherMismatch(f"values come from model {answering}, not from {named}")
+    if args.reads("teacher") and "teacher" not in sources:
+        raise InvalidRequest(
+            f"objective {args.objective}{f' with alpha {args.alpha}' if args.objective == 'tvkd' else ''} needs values "
+            "and no teacher is set; set teacher to a server's URL or a store"
+        )
+    _check_base(args, sources)
+    return sources
+
+
+def base_role(sources: Sources) -> Role | None:
+    """The model that advantages are taken against: T0, or else the student's reference; None where neither is read."""
+    bases: tuple[Role, ...] = ("teacher_reference", "reference")
+    return next((role for role in bases if role in sources), None)
+
+
+def _check_base(args: TVKDConfig, sources: Sources) -> None:
+    if not args.reads("teacher_reference"):
+        return
+    base = base_role(sources)
+    if base is None and (args.objective == "tvkd" or args.center):
+        what = "center needs A of all the data" if args.center else "potential implicit is made of A"
+        raise InvalidRequest(f"{what}, and neither teacher_reference nor reference is set; set one of them")
+    if base is not None and sources[base].teacher_id == sources["teacher"].teacher_id:
+        raise InvalidRequest(
+            f"teacher and {base} are one model, {sources[base].teacher_id}: every advantage would be 0; "
+            "name the model that the teacher's DPO started from"
+        )
+
+
+def check_models(sources: Sources, args: TVKDConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises InvalidRequest when a model has another vocabulary than the student, or too large errors, as asked."""
+    for role, source in sources.items():
+        with _named(role):
+            if args.max_value_error is not None:
+                check_certificate(source, args.max_value_error)
+            if not args.other_vocabulary and (model := teacher_of(source)) is not None:
+                check_vocabulary(tokenizer, model)
+
+
+@contextmanager
+def _named(role: Role) -> Iterator[None]:
+    """Puts the role in front of an error's message."""
+    try:
+        yield
+    except TVKDError as error:
+        raise type(error)(f"{role}: {error.message}", retry_after=error.retry_after) from error
