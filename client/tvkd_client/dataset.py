@@ -66,9 +66,10 @@ class DataArguments(ScriptArguments):
 class DatasetFlags(Command):
     """The flags of a command that reads one data set."""
 
-    dataset: str = Field(
+    dataset: str | None = Field(
+        None,
         description="pairs: JSON, JSON lines, CSV or Parquet (file, folder or glob), a save_to_disk folder, or a "
-        "hub id (only then is the network used)"
+        "hub id (only then is the network used)",
     )
     dataset_config: str | None = Field(None, description="configuration of the data set, where it has several")
     split: str | None = Field(None, description="split of the data set; needed when it has several")
@@ -78,6 +79,8 @@ class DatasetFlags(Command):
 
     def pairs(self) -> datasets.Dataset:
         """The rows that the flags name. Raises InvalidRequest, as `load_preferences` does."""
+        if self.dataset is None:
+            raise InvalidRequest("--dataset is needed (or TVKD_DATASET in the environment)")
         columns = Columns(self.prompt_column, self.chosen_column, self.rejected_column)
         return load_preferences(self.dataset, self.split, self.dataset_config, columns)
 

@@ -1,14 +1,15 @@
 """The models whose values a run reads: the teacher, what its DPO started from, and the student's reference."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, get_args
 
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from tvkd_client.config import TVKDConfig
 from tvkd_client.preference_tokens import check_vocabulary
-from tvkd_client.source import ValueSource, check_certificate, source_at, teacher_of
+from tvkd_client.source import ServerSource, ValueSource, check_certificate, source_at, teacher_of
 from tvkd_shared.errors import InvalidRequest, TeacherMismatch, TVKDError
 
 Role = Literal["teacher", "teacher_reference", "reference"]
@@ -65,14 +66,17 @@ def _check_base(args: TVKDConfig, sources: Sources) -> None:
         )
 
 
-def check_models(sources: Sources, args: TVKDConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises InvalidRequest when a model has another vocabulary than the student, or too large errors, as asked."""
+def check_models(
+    sources: Sources, args: TVKDConfig, tokenizer: PreTrainedTokenizerBase, data_sets: Iterable[Dataset]
+) -> None:
+    """Raises InvalidRequest when a model has other tokens than the student in the data, or larger errors than asked."""
     for role, source in sources.items():
         with _named(role):
             if args.max_value_error is not None:
                 check_certificate(source, args.max_value_error)
             if not args.other_vocabulary and (model := teacher_of(source)) is not None:
-                check_vocabulary(tokenizer, model)
+                client = source.client if isinstance(source, ServerSource) else None
+                check_vocabulary(tokenizer, model, client, data_sets)
 
 
 @contextmanager

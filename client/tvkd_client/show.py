@@ -51,7 +51,7 @@ class Show(_Flags, DatasetFlags):  # type: ignore[misc]
         pairs = self.pairs()
         if self.row >= len(pairs):
             raise InvalidRequest(f"--row {self.row} is not there; {self.dataset} has rows 0 … {len(pairs) - 1}")
-        tokens = tokenize_preferences(pairs.select([self.row]), tokenizer, self.dataset)
+        tokens = tokenize_preferences(pairs.select([self.row]), tokenizer, str(self.dataset))
         pair = tokens[0]
         sides = [pair["chosen_ids"], pair["rejected_ids"]]
         records = self._source(shaping, tokenizer, tokens).fetch([pair["prompt_ids"]] * 2, sides)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from datasets import Dataset
 from transformers import AutoConfig, set_seed
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
@@ -34,7 +35,7 @@ def train(argv: list[str]) -> int:
     """
     # TRL 1.16 sets what transformers 5.23 renamed; nobody who reads the warning can act on it.
     warnings.filterwarnings("ignore", r".*gradient_checkpointing.* is deprecated", FutureWarning)
-    script, training, model, mixture = _parse(argv)
+    script, training, model, mixture = parse(argv)
     _check_resumption(training)
     with _refusals_in_one_line():
         # What these report to may not be installed. TRL finds that out after minutes.
@@ -55,7 +56,8 @@ def _refusals_in_one_line(what: str = "", only: tuple[type[Exception], ...] = _R
         raise InvalidRequest(" ".join(f"{what}{error}".split()) or type(error).__name__) from error
 
 
-def _parse(argv: list[str]) -> tuple[DataArguments, TVKDConfig, ModelConfig, DatasetMixtureConfig]:
+def parse(argv: list[str]) -> tuple[DataArguments, TVKDConfig, ModelConfig, DatasetMixtureConfig]:
+    """The settings of a training file and of flags. Raises InvalidRequest, one line, for what is wrong in them."""
     words = [word for flag in argv for word in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
     if words[-1:] == ["--config"]:
         raise InvalidRequest("--config needs the path of a YAML file")
@@ -94,9 +96,7 @@ def _check_resumption(training: TVKDConfig) -> None:
 def _build(
     script: DataArguments, training: TVKDConfig, model: ModelConfig, mixture: DatasetMixtureConfig
 ) -> TVKDTrainer:
-    # TRL cuts a mixture into two by this state. The same seed makes the same two in each process and when resuming.
-    set_seed(training.seed)
-    pairs = training_data(script, mixture, evaluation=training.eval_strategy != "no")
+    pairs = pairs_of(script, training, mixture)
     with _refusals_in_one_line():
         quantization, peft = get_quantization_config(model), get_peft_config(model)
     student = str(model.model_name_or_path)
@@ -119,6 +119,13 @@ def _build(
             peft_config=peft,
             callbacks=[MetricsFile()],
         )
+
+
+def pairs_of(script: DataArguments, training: TVKDConfig, mixture: DatasetMixtureConfig) -> dict[str, Dataset]:
+    """The pairs to train on under "train", and under "eval" those to evaluate with, where the settings ask for that."""
+    # TRL cuts a mixture into two by this state. The same seed makes the same two in each process and when resuming.
+    set_seed(training.seed)
+    return training_data(script, mixture, evaluation=training.eval_strategy != "no")
 
 
 def _run(trainer: Any, script: DataArguments) -> None:

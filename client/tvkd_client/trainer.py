@@ -94,11 +94,10 @@ class TVKDTrainer(OpenDPOTrainer):
                 "objective token has no router loss of a mixture of experts; set router_aux_loss_coef 0"
             )
         if self.sources:
-            check_models(self.sources, args, self.text_tokenizer)
+            check_models(self.sources, args, self.text_tokenizer, self._splits().values())
             if args.bulk:
                 self._fill()
-            splits = dict(self._splits())
-            check_complete(self.sources, splits)
+            check_complete(self.sources, self._splits())
             self.center = self._mean_advantage() if args.center else 0.0
             self.data_collator = ScoreCollator(
                 self.data_collator,

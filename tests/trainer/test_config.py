@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tvkd_client import TVKDConfig, trl_private
-from tvkd_client.train import _parse
+from tvkd_client.train import parse
 from tvkd_shared.errors import InvalidRequest
 
 
@@ -78,5 +78,5 @@ def test_the_example_s_settings_are_all_known(monkeypatch, tmp_path):
     example = Path(__file__).parents[2] / "examples" / "tvkd.yaml"
     (tmp_path / "student").mkdir()
     monkeypatch.chdir(tmp_path)
-    _, training, _, _ = _parse(["--config", str(example), "--bf16", "false", "--use_cpu"])
+    _, training, _, _ = parse(["--config", str(example), "--bf16", "false", "--use_cpu"])
     assert (training.alpha, training.gamma, training.teacher) == (0.7, 1.0, "http://127.0.0.1:8077")

@@ -1,5 +1,6 @@
 """The demo from top to bottom. Read it as the shortest account of how the parts fit together."""
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,12 +17,12 @@ from tvkd.demo.logit_bytes import logit_bytes
 from tvkd.demo.margins import READINGS, Records, log_prob_margins, margin_statistics, shaping_margins, shaping_weight
 from tvkd.demo.pairs import pairs_file
 from tvkd.demo.report import Fill, Summary, show
-from tvkd.demo.server import Server, running_server
 from tvkd.demo.student import load, student_directory
 from tvkd.demo.teacher import teacher_directory
 from tvkd.demo.training import BATCH, HeldOut, align, held_out, pair_log_probs
 from tvkd_client.dataset import load_preferences
 from tvkd_client.http import TeacherClient
+from tvkd_client.own_server import Server, running_server
 from tvkd_client.preference_tokens import tokenize_preferences
 from tvkd_client.prefetch import Prefetch
 from tvkd_client.source import StoreSource, ValueSource
@@ -31,6 +32,11 @@ from tvkd_shared.store import StoreReader
 
 _MARKER = ".made-by-tvkd-demo"
 _SAMPLE = 16  # pairs whose whole distributions are written, to weigh them
+
+
+def _environment() -> dict[str, str]:
+    """The environment without settings that the user made for another server, such as an API key."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TVKD_")}
 
 
 def run(settings: Demo) -> int:
@@ -50,7 +56,9 @@ def run(settings: Demo) -> int:
         teacher = teacher_directory(console)
     with (
         clock.stage("server and two fills"),
-        running_server(teacher, output / "store", output / "server.log", "--engine", settings.engine) as server,
+        running_server(
+            teacher, output / "store", output / "server.log", "--engine", settings.engine, environment=_environment()
+        ) as server,
     ):
         console.print(f"tvkd serve: {teacher.name} at {server.url}")
         filling = Prefetch(

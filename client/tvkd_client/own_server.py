@@ -1,19 +1,20 @@
-"""The value server as a user runs it: a process of its own, on a free loopback port."""
+"""A value server for one job: a process of its own, on a free loopback port, that ends with the job."""
 
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
-from tvkd_shared.errors import TeacherUnavailable
+from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
 
-_STARTS_WITHIN = 300.0  # seconds: vLLM, with another job on the machine
+USERS_MISTAKE = 2  # exit code
+_STARTS_WITHIN = 1800.0  # seconds: the weights of a large model are read and digested first
 _STOPS_WITHIN = 60.0
 
 
@@ -32,14 +33,15 @@ class Server:
 
 
 @contextmanager
-def running_server(model: Path, store: Path, log: Path, *flags: str) -> Iterator[Server]:
+def running_server(
+    model: Path | str, store: Path | str, log: Path, *flags: str, environment: Mapping[str, str] = os.environ
+) -> Iterator[Server]:
     """`tvkd serve`, ready; stopped gracefully at the end, which seals its store.
 
-    Raises TeacherUnavailable, with the end of its log, when it dies or is not ready in five minutes.
+    Raises TeacherUnavailable, with the end of its log, when it dies or is not ready in time; InvalidRequest, with the
+    one line that it wrote, when it refuses its settings.
     """
-    serve = ["serve", "--port", "0", f"--model={model}", f"--store={store}", *flags]
-    # Settings that the user made for another server, such as an API key, must not reach this one.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TVKD_")}
+    serve = ["serve", "--host", "127.0.0.1", "--port", "0", f"--model={model}", f"--store={store}", *flags]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "tvkd.cli", *serve], stdout=output, stderr=output, env=environment
@@ -60,6 +62,8 @@ def running_server(model: Path, store: Path, log: Path, *flags: str) -> Iterator
 def _wait_until_ready(server: Server) -> None:
     deadline = time.monotonic() + _STARTS_WITHIN
     while time.monotonic() < deadline:
+        if server.process.poll() == USERS_MISTAKE:
+            raise InvalidRequest(_end_of(server.log, 1))
         if server.process.poll() is not None:
             raise TeacherUnavailable(f"the server ended with {server.process.returncode}:\n{_end_of(server.log)}")
         if address := re.search(r"listening on (http://\S+)", server.log.read_text(errors="replace")):
@@ -73,5 +77,5 @@ def _wait_until_ready(server: Server) -> None:
     raise TeacherUnavailable(f"the server was not ready in {_STARTS_WITHIN:g} s:\n{_end_of(server.log)}")
 
 
-def _end_of(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+def _end_of(log: Path, lines: int = 20) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

@@ -1,0 +1,88 @@
+"""`tvkd prefetch` without a server started by hand: with a model's folder, and with a training's file."""
+
+import json
+import re
+
+import pytest
+import yaml
+from preference_rows import plain
+
+from tvkd.cli import main as tvkd
+from tvkd_client.source import StoreSource
+
+
+@pytest.fixture
+def training(tiny_teacher, student, tmp_path):
+    """Writes the file of a training whose three models share a store, and gives its path."""
+    for name, seed in (("pairs", 1), ("held-out", 2)):
+        rows = plain(4, seed=7000 + seed)
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = str(tmp_path / "values")
+    settings = {
+        "model_name_or_path": str(student), "dataset_name": str(tmp_path / "pairs.jsonl"),
+        "output_dir": str(tmp_path / "out"), "objective": "token", "max_steps": 1, "use_cpu": True, "bf16": False,
+        "report_to": "none", "teacher": values, "teacher_id": tiny_teacher.name, "teacher_model": str(tiny_teacher),
+        "reference": values, "reference_id": student.name,
+    }  # fmt: skip
+
+    def write(**changes) -> str:
+        path = tmp_path / "tvkd.yaml"
+        path.write_text(yaml.safe_dump(settings | changes))
+        return str(path)
+
+    return write
+
+
+def test_a_training_s_file_fills_its_store_and_the_training_runs_without_a_server(training, tmp_path, capsys):
+    path = training()
+    assert tvkd(["train", "--config", path]) == 2
+    assert "tvkd prefetch --store` makes a store" in capsys.readouterr().err
+    assert tvkd(["prefetch", "--config", path, "--models"]) == 0
+    told = capsys.readouterr()
+    assert told.out.count("8 sequences") == 2 and "teacher: tiny-llama, id " in told.err
+    assert "reference: tiny-student, id " in told.err
+    assert tvkd(["train", "--config", path]) == 0
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert tvkd(["prefetch", "--config", path, "--models"]) == 0
+    assert capsys.readouterr().out.count("8 hits, 0 computed") == 2
+
+
+def test_a_model_s_folder_fills_a_store(tiny_teacher, training, tmp_path, capsys):
+    training()
+    flags = ["--dataset", str(tmp_path / "pairs.jsonl"), "--tokenizer", str(tiny_teacher)]
+    model = ["--model", str(tiny_teacher), "--store", str(tmp_path / "values")]
+    assert tvkd(["prefetch", *model, *flags]) == 0
+    assert "8 sequences" in capsys.readouterr().out
+    assert len(StoreSource(tmp_path / "values").reader.teacher_ids()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "line"),
+    [
+        ({}, [], "teacher: .*values is a store, which a model has to fill; add --models"),
+        ({"teacher_model": None}, ["--models"], "set teacher_model"),
+        ({"teacher_model": "/none"}, ["--models"], "/none"),
+        ({"objective": "tvkd", "alpha": 0.0, "reference": None}, [], "names no place of values"),
+        ({"gamma": 2.0}, [], "gamma 2.0 is not in"),
+        ({}, ["--dataset", "pairs.jsonl"], "--config names data"),
+        ({}, ["--server", "http://127.0.0.1:9"], "give --server, --model or --config, one of them"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(training, capsys, changes, flags, line):
+    assert tvkd(["prefetch", "--config", training(**changes), *flags]) == 2
+    told = [text for text in capsys.readouterr().err.splitlines() if text.startswith("tvkd prefetch: ")]
+    assert len(told) == 1
+    assert re.search(line, told[0]), told
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ([], "give --server, --model or --config"),
+        (["--model", "x"], "--model needs --store"),
+        (["--server", "http://127.0.0.1:9"], "--dataset and --tokenizer are needed"),
+    ],
+)
+def test_what_is_missing_is_named(capsys, flags, line):
+    assert tvkd(["prefetch", *flags]) == 2
+    assert line in capsys.readouterr().err
