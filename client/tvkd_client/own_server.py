@@ -63,7 +63,7 @@ def _wait_until_ready(server: Server) -> None:
     deadline = time.monotonic() + _STARTS_WITHIN
     while time.monotonic() < deadline:
         if server.process.poll() == USERS_MISTAKE:
-            raise InvalidRequest(_end_of(server.log, 1))
+            raise InvalidRequest(_end_of(server.log, 1).removeprefix("tvkd serve: "))
         if server.process.poll() is not None:
             raise TeacherUnavailable(f"the server ended with {server.process.returncode}:\n{_end_of(server.log)}")
         if address := re.search(r"listening on (http://\S+)", server.log.read_text(errors="replace")):

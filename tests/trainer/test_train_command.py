@@ -109,7 +109,7 @@ def test_a_mixture_trains_on_files_with_columns_of_other_names(config, server, t
     asked = [{"question": pair.pop("prompt"), **pair} for pair in rows(6)]
     data = write(tmp_path / "asked.jsonl", *asked)
     mixture = {"datasets": [{"path": data, "split": "train[:4]"}, {"path": data}], "test_split_size": 0.2}
-    named = mixture | {"dataset_name": None, "eval_strategy": "epoch", "value_source": "server", "server": server.url}
+    named = mixture | {"dataset_name": None, "eval_strategy": "epoch", "teacher": server.url}
     assert tvkd(["train", "--config", config(**named)]) == 2
     assert "question looks like it" in capsys.readouterr().err
     assert tvkd(["train", "--config", config(**named), "--prompt-column", "question"]) == 0
