@@ -1,12 +1,12 @@
 """Server, bulk and store give the same run, to the bit."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 from runs import assert_same_run, rows, train
-from transformers import AutoTokenizer
 
 from tvkd_client import ServerSource, TeacherClient
 from tvkd_shared.errors import InvalidRequest, NotCached, TeacherMismatch
@@ -83,16 +83,33 @@ def test_a_server_s_other_teacher_is_refused(make_trainer, server):
         make_trainer(**READING, **sources(server)["server"], teacher_id="0" * 32)
 
 
-@pytest.mark.parametrize("kind", ["server", "store"])
-def test_a_student_of_another_vocabulary_is_refused_unless_allowed(make_trainer, server, student, kind, tmp_path):
-    other = Path(tmp_path) / "student"
-    other.mkdir()
-    for file in student.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
-    tokenizer = AutoTokenizer.from_pretrained(student)
-    tokenizer.add_tokens(["another"])
-    tokenizer.save_pretrained(other)
+@pytest.fixture
+def with_vocabulary(student, tmp_path):
+    """The student's folder with a changed tokenizer, by a function that changes the text of tokenizer.json."""
+
+    def copied(change):
+        other = Path(tmp_path) / "student"
+        shutil.copytree(student, other)
+        (other / "tokenizer.json").write_text(change((other / "tokenizer.json").read_text()))
+        return other
+
+    return copied
+
+
+def test_a_token_that_the_data_do_not_use_is_compared_with_the_server_s(make_trainer, server, with_vocabulary):
     ServerSource(server.url).fetch([[10]], [[11, 2]])
-    with pytest.raises(InvalidRequest, match="another vocabulary"):
-        make_trainer(model=other, **READING, **sources(server)[kind])
-    make_trainer(model=other, **READING, **sources(server)[kind], other_vocabulary=True)
+    other = with_vocabulary(lambda text: text.replace('"w8"', '"w8 or more"'))
+    data = Dataset.from_list([{"prompt": "w10 w11", "chosen": " w12", "rejected": " w13"}])
+    settings = READING | {"model": other, "train_dataset": data}
+    make_trainer(**settings, **sources(server)["server"])
+    with pytest.raises(InvalidRequest, match=r"teacher: .* has another vocabulary"):
+        make_trainer(**settings, **sources(server)["store"])
+    ServerSource(server.url, (1.0, 2.0)).fetch(*whole(make_trainer(alpha=0.0, train_dataset=data)))
+    make_trainer(**settings, **sources(server)["store"], other_vocabulary=True)
+
+
+def test_a_token_that_the_data_use_is_refused(make_trainer, server, with_vocabulary):
+    other = with_vocabulary(lambda text: text.replace('"w8"', '"w"').replace('"w9"', '"w8"').replace('"w"', '"w9"'))
+    data = Dataset.from_list([{"prompt": "w10 w9", "chosen": " w8", "rejected": " w13"}])
+    with pytest.raises(InvalidRequest, match=r"teacher: .* 8 is 'w9' here and 'w8' there"):
+        make_trainer(model=other, train_dataset=data, **READING, **sources(server)["server"])
