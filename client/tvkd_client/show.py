@@ -13,7 +13,7 @@ from tvkd_client.dataset import DatasetFlags
 from tvkd_client.ending import Ending, declared_eos
 from tvkd_client.picture import TokenShaping, draw, write
 from tvkd_client.preference_tokens import check_vocabulary, load_tokenizer, tokenize_preferences
-from tvkd_client.source import ServerSource, StoreSource
+from tvkd_client.source import ServerSource, StoreSource, source_at
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.record import Record
 from tvkd_shared.settings import shaping_command
@@ -33,6 +33,10 @@ class Show(_Flags, DatasetFlags):  # type: ignore[misc]
     server: str | None = Field(None, description="URL of `tvkd serve`; what its store lacks is computed")
     store: str | None = Field(None, description="a filled store, folder or s3://…, in place of a server")
     teacher_id: str | None = Field(None, description="which teacher, when the store holds several")
+    teacher_reference: str | None = Field(
+        None, description="for --potential implicit: the model that the teacher's DPO started from, a URL or a store"
+    )
+    teacher_reference_id: str | None = Field(None, description="which model, when that store holds several")
     api_key: SecretStr | None = Field(None, description="bearer token of the server; prefer the variable")
     html: Path | None = Field(None, description="also write it as an HTML file")
     svg: Path | None = Field(None, description="also write it as an SVG picture")
@@ -41,6 +45,8 @@ class Show(_Flags, DatasetFlags):  # type: ignore[misc]
     def _check_source(self) -> "Show":
         if (self.server is None) == (self.store is None):
             raise ValueError("give --server or --store, one of them")
+        if (self.potential == "implicit") != (self.teacher_reference is not None):
+            raise ValueError("--potential implicit and --teacher-reference belong together")
         return self
 
     def run(self) -> int:
@@ -54,10 +60,15 @@ class Show(_Flags, DatasetFlags):  # type: ignore[misc]
         tokens = tokenize_preferences(pairs.select([self.row]), tokenizer, str(self.dataset))
         pair = tokens[0]
         sides = [pair["chosen_ids"], pair["rejected_ids"]]
-        records = self._source(shaping, tokenizer, tokens).fetch([pair["prompt_ids"]] * 2, sides)
+        asked = [pair["prompt_ids"]] * 2, sides
+        records = self._source(shaping, tokenizer, tokens).fetch(*asked)
+        bases: list[Record] | list[None] = [None, None]
+        if self.teacher_reference is not None:
+            bases = source_at(self.teacher_reference, teacher_id=self.teacher_reference_id).fetch(*asked)
         ending = Ending(tokenizer, declared_eos(self.tokenizer))
         chosen, rejected = (
-            token_shaping(*side, shaping, ending, tokenizer) for side in zip(sides, records, strict=True)
+            token_shaping(side, record, shaping, ending, tokenizer, base=base)
+            for side, record, base in zip(sides, records, bases, strict=True)
         )
         picture = draw(str(tokenizer.decode(pair["prompt_ids"])), chosen, rejected, shaping)
         Console().print(picture)
@@ -78,8 +89,14 @@ class Show(_Flags, DatasetFlags):  # type: ignore[misc]
 
 
 def token_shaping(
-    completion: Sequence[int], record: Record, shaping: Shaping, ending: Ending, tokenizer: PreTrainedTokenizerBase
+    completion: Sequence[int],
+    record: Record,
+    shaping: Shaping,
+    ending: Ending,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    base: Record | None = None,
 ) -> TokenShaping:
-    """ψ of each token of a completion, from its record, and the tokens as text."""
-    psi_T = shaping.psi(record, kept=len(completion), end=ending.of(completion))
+    """ψ of each token of a completion, from its record and that of a relative potential's base; the tokens as text."""
+    psi_T = shaping.psi(record, kept=len(completion), end=ending.of(completion), base=base)
     return TokenShaping([str(tokenizer.decode([token])) for token in completion], psi_T)

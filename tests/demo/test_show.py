@@ -50,6 +50,19 @@ def test_the_terminal_reading_is_applied_after_the_end_of_sequence(arguments, ca
     assert numbers == ["+0.50", "-2.00", "-2.00"]
 
 
+def test_the_implicit_potential_shows_the_advantage(small_store, arguments, tmp_path, capsys):
+    before = TeacherInfo.model_validate(StoreReader(small_store.path).teachers()["0" * 32] | {"id": "1" * 32})
+    keys = completion_keys(before.id, [4, 20, 21, 5], [[8, 9, 2], [10, 2]])
+    with closing(open_store(tmp_path / "before")) as store:
+        store.add_teacher(before.id, before.model_dump(mode="json"))
+        store.put(before.id, list(zip(keys, (scored([0.5, 0.5, 0.5, 0.0]), scored([0.0, 0.0, 0.0])), strict=True)))
+    assert run(*arguments, "--potential", "implicit", "--teacher-reference", tmp_path / "before") == 0
+    shown = capsys.readouterr().out
+    # log π is −V where the action logits are 0, so A is V before the DPO less V after it.
+    assert shown.partition("chosen\n")[2].splitlines()[1].split() == ["-0.50", "-2.50", "-1.50"]
+    assert "potential implicit   γ 1" in shown
+
+
 def test_a_folder_s_other_ends_of_sequence_are_ends(small_store, tmp_path, capsys):
     folder, data = tmp_path / "student", tmp_path / "chats.jsonl"
     tokenizer = load_tokenizer(str(small_store.tokenizer))
@@ -132,6 +145,8 @@ def test_zero_is_the_lightest_shade_and_signs_have_their_own_colours():
         (["--server", "http://127.0.0.1:1"], "--server or --store"),
         (["--teacher-id", "f" * 32], "f" * 32),
         (["--temperature", "2"], "temperatures 1.0, 2.0"),
+        (["--potential", "implicit"], "--teacher-reference"),
+        (["--teacher-reference", "values"], "--potential implicit"),
     ],
 )
 def test_a_mistake_is_one_line_and_names_what_was_wrong(arguments, extra, said, capsys):
