@@ -1,17 +1,19 @@
 """Settings of the TVKD trainer: TRL's DPOConfig, the objective, and where values come from."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import get_args
 
+import torch
 from trl.trainer.dpo_config import DPOConfig
 
+from tvkd_client.training_settings import TrainingSettings
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.objective import Objective
 from tvkd_shared.shaping import POTENTIALS, Shaping, check_choice, finite
 
 
 @dataclass
-class TVKDConfig(Shaping, DPOConfig):
+class TVKDConfig(TrainingSettings, DPOConfig):
     """DPOConfig with an objective that reads a teacher's values, and the places where the values are.
 
     `tvkd_shared.objective` has the objectives. The choices of shaping and their defaults are those of `Shaping`; α is
@@ -21,65 +23,10 @@ class TVKDConfig(Shaping, DPOConfig):
     no meaning here.
     """
 
-    objective: Objective = field(
-        default="tvkd",
-        metadata={"help": "The published loss, regression of each token's log-ratio, or DPO with soft labels."},
-    )
-    alpha: float = field(
-        default=0.7,
-        metadata={"help": "Objective tvkd: weight of the shaping margin; 0 is DPO, and it may be negative."},
-    )
-    strength: float = field(
-        default=1.0, metadata={"help": "Objectives token and soft-label: k, the weight of the teacher's advantage."}
-    )
-    center: bool = field(
-        default=False, metadata={"help": "Objective token: subtract the mean of A over the training data."}
-    )
-    dpo_weight: float = field(
-        default=0.0, metadata={"help": "Objective token: λ, the weight of DPO's own loss beside the regression."}
-    )
-    teacher: str | None = field(default=None, metadata={"help": "Where the teacher's values come from."})
-    teacher_reference: str | None = field(
-        default=None, metadata={"help": "Where the values of the teacher before its DPO come from, for its advantage."}
-    )
-    reference: str | None = field(
-        default=None,
-        metadata={"help": "Where the student's reference log-probs come from; by default TRL computes them."},
-    )
-    teacher_id: str | None = field(
-        default=None, metadata={"help": "Id of the teacher, or its name where one model there has it."}
-    )
-    teacher_reference_id: str | None = field(default=None, metadata={"help": "The same for teacher_reference."})
-    reference_id: str | None = field(default=None, metadata={"help": "The same for reference."})
-    teacher_model: str | None = field(
-        default=None, metadata={"help": "The teacher's checkpoint, from which `tvkd prefetch --models` fills a store."}
-    )
-    teacher_reference_model: str | None = field(
-        default=None, metadata={"help": "The same for teacher_reference; that of reference is model_name_or_path."}
-    )
-    bulk: bool = field(default=False, metadata={"help": "Have servers compute all values before the first step."})
-    reference_tolerance: float | None = field(
-        default=None,
-        metadata={
-            "help": "Largest difference, in nats a token, between stored reference log-probs and TRL's own on the first"
-            " batch. Default: 0.001, or 0.05 where the student computes in half precision."
-        },
-    )
-    max_value_error: float | None = field(
-        default=None,
-        metadata={"help": "Refuse a store with no certificate (`tvkd store verify --rescore`) of errors up to this."},
-    )
-    other_vocabulary: bool = field(
-        default=False,
-        metadata={"help": "Take a student whose vocabulary differs from the teacher's in tokens the data never use."},
-    )
-    value_concurrency: int = field(
-        default=4, metadata={"help": "Micro-batches whose values may be under way at once, in each process."}
-    )
-
-    quiet: bool = field(default=False, metadata={"help": "Do not show the first pair before training."})
-
     def __post_init__(self) -> None:
+        # TRL's default is true, and ends in an error where there is no GPU.
+        if self.bf16 is None and not torch.accelerator.is_available():
+            self.bf16 = False
         DPOConfig.__post_init__(self)  # type: ignore[no-untyped-call]
         Shaping.__post_init__(self)
         check_choice("objective", self.objective, get_args(Objective))

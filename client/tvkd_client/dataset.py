@@ -3,18 +3,17 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 import datasets
-from pydantic import Field
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, get_dataset
 
 from tvkd_client.rows import gate
+from tvkd_client.training_settings import DataSettings
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.settings import Command
 
 # datasets reports every load to a download counter, of local files too; users did not ask for that.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
@@ -27,7 +26,6 @@ _FORMATS: dict[tuple[str, str | None], re.Pattern[str]] = {
     ("csv", "\t"): re.compile(r"\.tsv(\.\w+)?$"),
 }
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_PROMPT = "column that has the prompt, where it is not named so; none where chosen and rejected both begin with it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,38 +49,12 @@ class Columns:
 
 
 @dataclass
-class DataArguments(ScriptArguments):
+class DataArguments(DataSettings, ScriptArguments):
     """TRL's settings of a data set, and which of its columns are which."""
-
-    prompt_column: str | None = field(default=None, metadata={"help": f"The {_PROMPT}."})
-    chosen_column: str | None = field(default=None, metadata={"help": "The column of the better completion."})
-    rejected_column: str | None = field(default=None, metadata={"help": "The column of the worse completion."})
 
     @property
     def columns(self) -> Columns:
         return Columns(self.prompt_column, self.chosen_column, self.rejected_column)
-
-
-class DatasetFlags(Command):
-    """The flags of a command that reads one data set."""
-
-    dataset: str | None = Field(
-        None,
-        description="pairs: JSON, JSON lines, CSV or Parquet (file, folder or glob), a save_to_disk folder, or a "
-        "hub id (only then is the network used)",
-    )
-    dataset_config: str | None = Field(None, description="configuration of the data set, where it has several")
-    split: str | None = Field(None, description="split of the data set; needed when it has several")
-    prompt_column: str | None = Field(None, description=_PROMPT)
-    chosen_column: str | None = Field(None, description="column of the better completion, where it is not named chosen")
-    rejected_column: str | None = Field(None, description="column of the worse one, where it is not named rejected")
-
-    def pairs(self) -> datasets.Dataset:
-        """The rows that the flags name. Raises InvalidRequest, as `load_preferences` does."""
-        if self.dataset is None:
-            raise InvalidRequest("--dataset is needed (or TVKD_DATASET in the environment)")
-        columns = Columns(self.prompt_column, self.chosen_column, self.rejected_column)
-        return load_preferences(self.dataset, self.split, self.dataset_config, columns)
 
 
 def load_preferences(

@@ -10,27 +10,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, NamedTuple, get_args
 
-import datasets
 import numpy as np
 from pydantic import Field, PositiveInt, SecretStr, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import PreTrainedTokenizerBase
 
 from tvkd_client.batches import FillCount
-from tvkd_client.dataset import DatasetFlags
+from tvkd_client.dataset_flags import DatasetFlags
 from tvkd_client.http import TeacherClient
 from tvkd_client.own_server import running_server
-from tvkd_client.preference_tokens import (
-    check_vocabulary,
-    load_tokenizer,
-    tokenize_preferences,
-)
-from tvkd_client.token_rows import TOKEN_COLUMNS, measure, spelled
 from tvkd_shared.errors import InvalidRequest, SequenceTooLong, TeacherMismatch, TokenOutOfRange
 from tvkd_shared.wire import TeacherInfo, TokenItem
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+# Modules that import datasets, transformers or TRL are imported in the functions that need them: `--help` and a wrong
+# port are answered before.
 
 
 class Fill(NamedTuple):
@@ -104,6 +103,11 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
         for fill in fills:
             if fill.server is not None:  # before the data are read, so that a wrong port is known at once
                 self._client(fill.server).teacher()
+        import datasets  # noqa: PLC0415
+
+        from tvkd_client.preference_tokens import load_tokenizer, tokenize_preferences  # noqa: PLC0415
+        from tvkd_client.token_rows import TOKEN_COLUMNS, spelled  # noqa: PLC0415
+
         tokenizer, tokens = load_tokenizer(name), []
         for split, rows in splits().items():
             tokens.append(tokenize_preferences(rows, tokenizer, split).select_columns(list(TOKEN_COLUMNS)))
@@ -120,7 +124,9 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
         api_key = self.api_key.get_secret_value() if self.api_key else None
         return TeacherClient(url, api_key=api_key, in_flight=self.in_flight)
 
-    def _fill(self, fill: Fill, pairs: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
+    def _fill(self, fill: Fill, pairs: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase") -> int:
+        from tvkd_client.preference_tokens import check_vocabulary  # noqa: PLC0415
+
         with _server(fill) as url:
             client = self._client(url)
             teacher = client.teacher()
@@ -148,7 +154,7 @@ def _server(fill: Fill) -> Iterator[str]:
         yield server.url
 
 
-Splits = Callable[[], dict[str, datasets.Dataset]]
+Splits = Callable[[], "dict[str, datasets.Dataset]"]
 """Reads the data sets, by the name of their split."""
 
 
@@ -157,7 +163,6 @@ def of_training(file: str, *, models: bool) -> tuple[list[Fill], str, Splits, bo
 
     Raises InvalidRequest for a role whose place is a store, unless `models` is set and the file names its model.
     """
-    # TRL's scripts take seconds to import, and only this needs them.
     from tvkd_client.roles import Role  # noqa: PLC0415
     from tvkd_client.source import is_server  # noqa: PLC0415
     from tvkd_client.train import pairs_of, parse  # noqa: PLC0415
@@ -181,8 +186,10 @@ def of_training(file: str, *, models: bool) -> tuple[list[Fill], str, Splits, bo
     return fills, student, partial(pairs_of, script, training, mixture), training.other_vocabulary
 
 
-def _fitting(pairs: datasets.Dataset, teacher: TeacherInfo, *, skip_too_long: bool) -> datasets.Dataset:
+def _fitting(pairs: "datasets.Dataset", teacher: TeacherInfo, *, skip_too_long: bool) -> "datasets.Dataset":
     """The pairs that the teacher can read: all of them, or an error, unless those too long are to be left out."""
+    from tvkd_client.token_rows import measure  # noqa: PLC0415
+
     lengths_N3, largest = measure(pairs)
     if largest >= teacher.vocab_size:
         raise TokenOutOfRange(
@@ -205,7 +212,7 @@ def _fitting(pairs: datasets.Dataset, teacher: TeacherInfo, *, skip_too_long: bo
     return pairs.select(np.flatnonzero(~too_long_N))
 
 
-def _send(client: TeacherClient, pairs: datasets.Dataset, temperatures: list[float]) -> int:
+def _send(client: TeacherClient, pairs: "datasets.Dataset", temperatures: list[float]) -> int:
     done, began = FillCount(0, 0, 0), time.monotonic()
     try:
         with _progress() as bar:
@@ -228,8 +235,8 @@ def _send(client: TeacherClient, pairs: datasets.Dataset, temperatures: list[flo
     return 0
 
 
-def _items(pairs: datasets.Dataset) -> Iterator[TokenItem]:
-    for row in pairs.select_columns(list(TOKEN_COLUMNS)):
+def _items(pairs: "datasets.Dataset") -> Iterator[TokenItem]:
+    for row in pairs:
         yield TokenItem(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]])
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset
-from trl.data_utils import extract_prompt
 
 from tvkd_shared.errors import InvalidRequest
 
@@ -48,7 +47,7 @@ def gate(rows: Rows, name: str, *, begins_with_prompt: bool = False) -> Rows:
         if kind == "text" and not begins_with_prompt:
             _refuse_another_prompt(first, name)
         rows = _checked(rows, name, lambda row: _unshared(row, kind, begins_with_prompt))
-        rows = rows.map(extract_prompt)
+        rows = rows.map(_extracted)
     return _checked(rows, name, lambda row: _fault(row, ("prompt", "chosen", "rejected"), kind))
 
 
@@ -79,7 +78,7 @@ def _unshared(row: Row, kind: str, begins_with_prompt: bool) -> str | None:
     """What is wrong with a row that has no prompt of its own."""
     if fault := _fault(row, ("chosen", "rejected"), kind):
         return fault
-    split: dict[str, Any] = extract_prompt(dict(row))
+    split: dict[str, Any] = _extracted(row)
     prompt, answers = split["prompt"], (split["chosen"], split["rejected"])
     missing = "there is no prompt: --prompt-column names the column that has it"
     if kind == "messages":
@@ -93,6 +92,13 @@ def _unshared(row: Row, kind: str, begins_with_prompt: bool) -> str | None:
             "--prompt-column names the column that has it, and none says that both begin with it"
         )
     return None
+
+
+def _extracted(row: Row) -> dict[str, Any]:
+    # TRL takes seconds to import, and mostly rows have a prompt.
+    from trl.data_utils import extract_prompt  # noqa: PLC0415
+
+    return dict(extract_prompt(dict(row)))
 
 
 def _is_letter(character: str) -> bool:

@@ -2,27 +2,27 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 from pydantic import Field, NonNegativeInt, SecretStr, model_validator
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
-from tvkd_client.dataset import DatasetFlags
+from tvkd_client.dataset_flags import DatasetFlags
 from tvkd_client.ending import Ending, declared_eos
 from tvkd_client.picture import TokenShaping, draw, write
-from tvkd_client.preference_tokens import check_vocabulary, load_tokenizer, tokenize_preferences
 from tvkd_client.source import ServerSource, StoreSource, source_at
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.record import Record
 from tvkd_shared.settings import shaping_command
 from tvkd_shared.shaping import Shaping
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _Flags: Any = shaping_command("tvkd show", "gamma", "temperature", "potential", "terminal")
 
 
-class Show(_Flags, DatasetFlags):  # type: ignore[misc]
+class Show(_Flags, DatasetFlags, cli_prog_name="tvkd show"):  # type: ignore[misc]
     """Show one pair of a preference data set, coloured token by token by the teacher's shaping."""
 
     # TVKD_STORE is often set for `tvkd serve`; it must not stand against --server.
@@ -52,6 +52,16 @@ class Show(_Flags, DatasetFlags):  # type: ignore[misc]
     def run(self) -> int:
         """Print the pair, and write the files asked for. Raises the errors of `tvkd_shared.errors`."""
         shaping: Shaping = self.shaping
+        source = self._source(shaping)
+        _ = source.teacher_id  # a wrong port or folder is known before TRL is imported, which takes seconds
+        import datasets  # noqa: PLC0415
+
+        from tvkd_client.preference_tokens import (  # noqa: PLC0415
+            check_vocabulary,
+            load_tokenizer,
+            tokenize_preferences,
+        )
+
         datasets.disable_progress_bars()
         tokenizer = load_tokenizer(self.tokenizer)
         pairs = self.pairs()
@@ -61,7 +71,10 @@ class Show(_Flags, DatasetFlags):  # type: ignore[misc]
         pair = tokens[0]
         sides = [pair["chosen_ids"], pair["rejected_ids"]]
         asked = [pair["prompt_ids"]] * 2, sides
-        records = self._source(shaping, tokenizer, tokens).fetch(*asked)
+        # Ids of another vocabulary are other keys: a store does not hold them, and says so.
+        if isinstance(source, ServerSource):
+            check_vocabulary(tokenizer, source.client.teacher(), source.client, [tokens])
+        records = source.fetch(*asked)
         bases: list[Record] | list[None] = [None, None]
         if self.teacher_reference is not None:
             bases = source_at(self.teacher_reference, teacher_id=self.teacher_reference_id).fetch(*asked)
@@ -76,16 +89,11 @@ class Show(_Flags, DatasetFlags):  # type: ignore[misc]
             write(picture, html=self.html, svg=self.svg)
         return 0
 
-    def _source(
-        self, shaping: Shaping, tokenizer: PreTrainedTokenizerBase, tokens: datasets.Dataset
-    ) -> ServerSource | StoreSource:
+    def _source(self, shaping: Shaping) -> ServerSource | StoreSource:
         if self.store is not None:
-            # Ids of another vocabulary are other keys: the store does not hold them, and says so.
             return StoreSource(self.store, shaping.temperatures, self.teacher_id)
         key = self.api_key.get_secret_value() if self.api_key else None
-        source = ServerSource(str(self.server), shaping.temperatures, key, self.teacher_id)
-        check_vocabulary(tokenizer, source.client.teacher(), source.client, [tokens])
-        return source
+        return ServerSource(str(self.server), shaping.temperatures, key, self.teacher_id)
 
 
 def token_shaping(
@@ -93,7 +101,7 @@ def token_shaping(
     record: Record,
     shaping: Shaping,
     ending: Ending,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     base: Record | None = None,
 ) -> TokenShaping:

@@ -25,6 +25,32 @@ from tvkd_client.trainer import TVKDTrainer
 from tvkd_client.trl_private import SettingsParser
 from tvkd_shared.errors import InvalidRequest, TVKDError
 
+_RENAMED = {
+    "torch_dtype": "dtype",
+    "warmup_ratio": "warmup_steps, which takes a share of the steps too",
+    "max_prompt_length": "no setting of TRL any more: max_length alone cuts",
+    "max_completion_length": "no setting of TRL any more: max_length alone cuts",
+    "max_seq_length": "max_length",
+    "cutoff_len": "max_length",
+    "sequence_len": "max_length",
+    "evaluation_strategy": "eval_strategy",
+    "tokenizer": "that of model_name_or_path",
+    "no_cuda": "use_cpu",
+    "model": "model_name_or_path",
+    "base_model": "model_name_or_path",
+    "dataset": "dataset_name",
+    "dataset_split": "dataset_train_split",
+    "pref_beta": "beta",
+    "dpo_beta": "beta",
+    "rl_beta": "beta",
+    "micro_batch_size": "per_device_train_batch_size",
+    "num_epochs": "num_train_epochs",
+    "lora_rank": "lora_r",
+    "lora_target": "lora_target_modules",
+    "use_lora": "use_peft",
+}
+"""What settings of earlier TRL, transformers, LLaMA-Factory and axolotl are called here."""
+
 _REFUSALS = (ValueError, TypeError, OSError, ImportError, RuntimeError, yaml.YAMLError)
 
 
@@ -67,7 +93,8 @@ def parse(argv: list[str]) -> tuple[DataArguments, TVKDConfig, ModelConfig, Data
         *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
     if unknown:
         named = ", ".join(word for word in unknown if word.startswith("--")) or " ".join(unknown)
-        raise InvalidRequest(f"unknown settings: {named}; `tvkd train --help` lists them all")
+        hints = "".join(f"; {name} is {new}" for name, new in _RENAMED.items() if f"--{name}" in unknown)
+        raise InvalidRequest(f"unknown settings: {named}; `tvkd train --help` lists them all{hints}")
     script, training, model, mixture = parsed
     if not model.model_name_or_path:
         raise InvalidRequest("model_name_or_path is not set: the student's folder or hub id")

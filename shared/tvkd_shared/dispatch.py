@@ -84,10 +84,17 @@ def _load(entry: Entry) -> "type[Command] | _Program":
 def exit_code(command: str, run: Callable[[], int]) -> int:
     """Run a command: its own code when done, 2 for a user's mistake, 1 for a fault, each told in one line.
 
-    With `TVKD_TRACEBACK=1` a fault is shown with its traceback.
+    With `TVKD_TRACEBACK=1` a fault is shown with its traceback. 141, and no word, when nobody reads what it prints.
     """
     try:
-        return run()
+        try:
+            return run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # As in `tvkd show | head`. What is left in the buffer would be flushed once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
     except KeyboardInterrupt:
         return 130
     except (TVKDError, OSError) as error:

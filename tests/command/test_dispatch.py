@@ -3,6 +3,9 @@
 import subprocess
 import sys
 
+import pytest
+import yaml
+
 from tvkd.cli import main as tvkd
 from tvkd.store.command import Info
 from tvkd_shared.settings import from_command_line
@@ -26,6 +29,28 @@ def test_help_loads_neither_settings_nor_an_engine():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]" and "prefetch" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["show", "prefetch", "train"])
+def test_the_help_of_a_client_s_command_loads_no_trainer(command):
+    code = (
+        f"import sys; from tvkd.cli import main\ntry: main(['{command}', '--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'trl', 'datasets') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]" and "--prompt" in done.stdout
+
+
+def test_a_pipe_that_nobody_reads_ends_a_command_quietly():
+    code = "import sys; from tvkd.cli import main; sys.exit(main(['train', '--help']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        command.stdout.close()
+        assert (command.stderr.read(), command.wait(60)) == (b"", 141)
+
+
+def test_the_example_is_printed(capsys):
+    assert tvkd(["train", "--example"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["objective"] == "tvkd"
 
 
 def test_a_variable_without_the_prefix_is_no_setting(monkeypatch):

@@ -75,8 +75,8 @@ def test_a_moved_method_of_trl_is_refused(monkeypatch):
 
 
 def test_the_example_s_settings_are_all_known(monkeypatch, tmp_path):
-    example = Path(__file__).parents[2] / "examples" / "tvkd.yaml"
+    example = Path(__file__).parents[2] / "client" / "tvkd_client" / "tvkd.yaml"
     (tmp_path / "student").mkdir()
     monkeypatch.chdir(tmp_path)
-    _, training, _, _ = parse(["--config", str(example), "--bf16", "false", "--use_cpu"])
+    _, training, _, _ = parse(["--config", str(example)])
     assert (training.alpha, training.gamma, training.teacher) == (0.7, 1.0, "http://127.0.0.1:8077")
