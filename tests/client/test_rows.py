@@ -92,6 +92,12 @@ def test_a_text_prompt_beside_whole_chats_that_begin_with_it_is_read_once(extra,
     assert all(taken[name] == expected[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
 
 
+@pytest.mark.parametrize("column", ["messages", "completion"])
+def test_a_column_that_trl_would_take_for_the_kind_of_the_rows_is_left_out(column):
+    row = plain(1)[0] | {column: CHAT["prompt"], "id": 7}
+    assert gate(Dataset.from_list([row]), "x").column_names == ["prompt", "chosen", "rejected", "id"]
+
+
 def test_a_call_of_a_tool_needs_no_content(tokenizer):
     called = [{"role": "assistant", "tool_calls": [CALL]}]
     row = {"prompt": ASKED, "chosen": called, "rejected": [message("assistant", "w9")], "tools": TOOLS}

@@ -42,7 +42,7 @@ def test_the_help_of_a_client_s_command_loads_no_trainer(command):
 
 
 def test_a_pipe_that_nobody_reads_ends_a_command_quietly():
-    code = "import sys; from tvkd.cli import main; sys.exit(main(['train', '--help']))"
+    code = "import sys; from tvkd.cli import main; sys.exit(main(['train', '--example']))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
         command.stdout.close()
         assert (command.stderr.read(), command.wait(60)) == (b"", 141)
