@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tvkd.store.rescore import _numbers
-from tvkd_client import http
+from tvkd_client import answer
 from tvkd_client.http import TeacherClient
 from tvkd_server.app import create_app
 from tvkd_server.settings import ServeSettings
@@ -63,8 +63,8 @@ def test_the_client_makes_a_key_s_digest_once_for_each_completion(monkeypatch, a
         made.extend(completions)
         return completion_keys(teacher, prompt, completions)
 
-    completion_keys = http.completion_keys
-    monkeypatch.setattr(http, "completion_keys", counting)
+    completion_keys = answer.completion_keys
+    monkeypatch.setattr(answer, "completion_keys", counting)
     client_of(app).potentials([ITEM, ITEM])
     assert len(made) == 4
 
