@@ -94,10 +94,8 @@ class TVKDTrainer(OpenDPOTrainer):
                 "objective token has no router loss of a mixture of experts; set router_aux_loss_coef 0"
             )
         if self.sources:
-            check_models(self.sources, args, self.text_tokenizer, self._splits().values())
-            if args.bulk:
-                self._fill()
-            check_complete(self.sources, self._splits())
+            if "reference" not in self.sources:
+                self._check_sources()
             self.center = self._mean_advantage() if args.center else 0.0
             self.data_collator = ScoreCollator(
                 self.data_collator,
@@ -230,6 +228,13 @@ class TVKDTrainer(OpenDPOTrainer):
                 logger.warning(warning)
             self._first_sums = None
 
+    def _check_sources(self) -> None:
+        """Checks models and stores against the tokenised data, and fills the servers' stores for `bulk`."""
+        check_models(self.sources, self.settings, self.text_tokenizer, self._splits().values())
+        if self.settings.bulk:
+            self._fill()
+        check_complete(self.sources, self._splits())
+
     def _ending(self) -> Ending:
         model: Any = self.model
         return Ending(self.text_tokenizer, model.generation_config.eos_token_id)
@@ -277,6 +282,7 @@ class TVKDTrainer(OpenDPOTrainer):
 
     def check_reference(self, rows: Dataset) -> None:
         """Raises WrongAnswer when stored reference log-probs differ from those that TRL computed on the first batch."""
+        self._check_sources()  # TRL calls this in the constructor, before anything else is read
         reference = self.sources["reference"]
         worst = reference_difference(reference, rows, self.settings.max_length)
         model: Any = self.model

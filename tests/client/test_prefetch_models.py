@@ -1,22 +1,30 @@
 """`tvkd prefetch` without a server started by hand: with a model's folder, and with a training's file."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
+import torch
 import yaml
 from preference_rows import plain
+from safetensors.torch import load_file
 
 from tvkd.cli import main as tvkd
 from tvkd_client.source import StoreSource
 
 
+def write(path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
 @pytest.fixture
 def training(tiny_teacher, student, tmp_path):
     """Writes the file of a training whose three models share a store, and gives its path."""
-    for name, seed in (("pairs", 1), ("held-out", 2)):
-        rows = plain(4, seed=7000 + seed)
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(tmp_path / "pairs.jsonl", plain(4, seed=7001))
     values = str(tmp_path / "values")
     settings = {
         "model_name_or_path": str(student), "dataset_name": str(tmp_path / "pairs.jsonl"),
@@ -25,12 +33,12 @@ def training(tiny_teacher, student, tmp_path):
         "reference": values, "reference_id": student.name,
     }  # fmt: skip
 
-    def write(**changes) -> str:
+    def written(**changes) -> str:
         path = tmp_path / "tvkd.yaml"
         path.write_text(yaml.safe_dump(settings | changes))
         return str(path)
 
-    return write
+    return written
 
 
 def test_a_training_s_file_fills_its_store_and_the_training_runs_without_a_server(training, tmp_path, capsys):
@@ -45,6 +53,33 @@ def test_a_training_s_file_fills_its_store_and_the_training_runs_without_a_serve
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert tvkd(["prefetch", "--config", path, "--models"]) == 0
     assert capsys.readouterr().out.count("8 hits, 0 computed") == 2
+    more = write(tmp_path / "held-out.jsonl", plain(4, seed=7002))
+    capsys.readouterr()
+    assert tvkd(["train", "--config", training(dataset_name=more)]) == 2
+    assert re.search(r"lacks completions of model \w+ \(train: 8 of 8 missing\)", capsys.readouterr().err)
+
+
+def test_two_processes_train_on_the_tokens_of_the_step_as_one_does(training, tmp_path):
+    """Micro-batches of unequal length: a mean for each process would weigh their tokens otherwise."""
+    both = {"train_sampling_strategy": "sequential", "learning_rate": 0.01, "optim": "sgd", "save_strategy": "no"}
+    one = training(**both, output_dir=str(tmp_path / "one"), per_device_train_batch_size=4)
+    assert tvkd(["prefetch", "--config", one, "--models", "--quiet"]) == 0
+    assert tvkd(["train", "--config", one]) == 0
+    two = training(**both, output_dir=str(tmp_path / "two"), per_device_train_batch_size=2, ddp_backend="gloo")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    ran = subprocess.run(
+        [*launch, "-m", "tvkd.cli", "train", "--config", two],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    (alone, *_), (shared, *_) = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert alone["token/error"] == pytest.approx(shared["token/error"], rel=1e-5)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, weight in first.items():
+        assert torch.allclose(weight, second[name], atol=1e-6), name
 
 
 def test_a_model_s_folder_fills_a_store(tiny_teacher, training, tmp_path, capsys):
