@@ -135,6 +135,12 @@ def one_value(served, tmp_path):
     return tmp_path / "one", teacher, record
 
 
+def test_a_segment_that_lacks_a_column_lacks_the_completion(one_value):
+    place, _, _ = one_value
+    assert [StoreSource(place, [tau]).missing(PROMPTS[:1], COMPLETIONS[:1]) for tau in (0.7, 0.73)] == [0, 1]
+    assert not StoreSource(place).reader.recent_rows()
+
+
 def test_values_are_read_by_their_teacher_s_id_when_its_provenance_is_damaged(one_value):
     place, teacher, record = one_value
     (place / "teachers" / f"{teacher.id}.json").write_text("{}")
