@@ -267,9 +267,8 @@ def _settings(config: Object, known: list[Object]) -> Iterator[str]:
         f"{one['metadata']['name']}:{port['port']}" for one in _of(known, "Service") for port in one["spec"]["ports"]
     }
     for text in config.get("data", {}).values():
-        yield from (
-            f"{url} is no Service" for url in re.findall(r"^server: http://(\S+)", text, re.M) if url not in services
-        )
+        urls = re.findall(r"^(?:teacher|teacher_reference|reference): http://(\S+)", text, re.M)
+        yield from (f"{url} is no Service" for url in urls if url not in services)
 
 
 def _of(objects: list[Object], kind: str) -> list[Object]:

@@ -124,12 +124,12 @@ MISTAKES = {
     "a missing secret": (lambda s: s["server"]["environment"].pop("TVKD_API_KEY"), "server: has no API key"),
     "a wrong port": (lambda s: s["server"].update(ports=["127.0.0.1:8077:8000"]), "server: publishes no port 8077"),
     "a port for everybody": (lambda s: s["server"].update(ports=["8077:8077"]), "8077:8077 is open to other machines"),
-    "an unknown flag": (lambda s: s["trainer"]["command"].append("--teacher"), "tvkd train has no flag --teacher"),
+    "an unknown flag": (lambda s: s["trainer"]["command"].append("--reward"), "tvkd train has no flag --reward"),
     "an unknown flag of the server": (lambda s: s["server"].update(command=["serve", "--stor", "x"]), "--stor"),
     "an unknown variable": (
         lambda s: s["server"]["environment"].update(TVKD_MODELS="x"), "tvkd serve reads no variable TVKD_MODELS"),
     "another server": (
-        lambda s: s["trainer"].update(command=["train", "--server", "http://teacher:8077"]),
+        lambda s: s["trainer"].update(command=["train", "--teacher", "http://teacher:8077"]),
         "teacher:8077 is no server"),
     "a missing file": (
         lambda s: s["grafana"].update(volumes=["./grafana/board.yaml:/x"]), "./grafana/board.yaml is not there"),
