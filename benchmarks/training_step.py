@@ -2,7 +2,7 @@
 
     python benchmarks/training_step.py [--steps 12] [--rounds 3]
 
-A random Llama of 17 million parameters trains on the CPU in float32, on pairs of 64 tokens of prompt and 64 to 128 of
+A random Llama of 20 million parameters trains on the CPU in float32, on pairs of 64 tokens of prompt and 64 to 128 of
 each completion, four pairs a step. Each run is a process of its own, and the runs take turns, so that another job on
 the machine meets all of them. Printed are the median time of a step, the ratio to TRL's DPOTrainer with a reference
 model, and the peak of the process's resident memory.
