@@ -58,6 +58,8 @@ class TVKDConfig(TrainingSettings, DPOConfig):
             name = "center" if self.center else "dpo_weight"
             raise InvalidRequest(f"{name} belongs to objective token, and objective is {self.objective}; leave it out")
         if self.objective == "tvkd":
+            if self.form == "tpkd-ref" and self.gamma == 1:
+                raise InvalidRequest("form tpkd-ref is 0 for every token with gamma 1; set gamma below 1")
             if self.strength != 1:
                 raise InvalidRequest("strength belongs to objectives token and soft-label; that of tvkd is alpha")
             return

@@ -107,6 +107,7 @@ def _legend(limit: float, shaping: Shaping) -> Text:
     temperature = "" if shaping.potential in ("entropy", "implicit") else f" τ {shaping.temperature:g}"
     return legend.append(
         f"\n   potential {shaping.potential}{temperature}   γ {shaping.gamma:g}   terminal {shaping.terminal}"
+        + ("" if shaping.form == "difference" else f"   form {shaping.form}")
     )
 
 

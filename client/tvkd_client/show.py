@@ -19,7 +19,7 @@ from tvkd_shared.shaping import Shaping
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_Flags: Any = shaping_command("tvkd show", "gamma", "temperature", "potential", "terminal")
+_Flags: Any = shaping_command("tvkd show", "gamma", "temperature", "potential", "terminal", "form")
 
 
 class Show(_Flags, DatasetFlags, cli_prog_name="tvkd show"):  # type: ignore[misc]

@@ -5,6 +5,10 @@
 Source: Ng, Harada & Russell 1999; with Φ = V, TVKD (arXiv 2509.16965). With γ = 1 the sum telescopes to
 Φ(s_T) − Φ(s_0), and Φ(s_0) cancels between the two completions of a prompt: only the last state counts. With γ < 1 it
 grows with the length of the completion. What Φ(s_T) means is therefore a choice, and `terminal` makes it.
+
+The authors' code has another ψ under the same name, which is not potential-based; `form` "tpkd-ref" is it:
+
+    ψ_t = −(1 − γ) · Φ(s_{t+1})
 """
 
 import math
@@ -22,6 +26,7 @@ from tvkd_shared.value import Float64, log_prob
 Potential = Literal["soft-value", "renyi", "entropy", "implicit"]
 Terminal = Literal["state", "zero", "last-decision"]
 Aggregate = Literal["sum", "mean"]
+Form = Literal["difference", "tpkd-ref"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,9 @@ class Shaping:
     aggregate: Aggregate = field(
         default="sum", metadata={"help": "S = Σψ (the paper's), or Σψ/T without the length term."}
     )
+    form: Form = field(
+        default="difference", metadata={"help": "ψ: γΦ(s') − Φ(s) (difference), or −(1 − γ)Φ(s') as in tpkd_ref."}
+    )
 
     def __post_init__(self) -> None:
         self.gamma, self.temperature = finite("gamma", self.gamma), finite("temperature", self.temperature)
@@ -89,7 +97,8 @@ class Shaping:
             raise InvalidRequest(f"gamma {self.gamma} is not in 0 … 1")
         if self.temperature <= 0:
             raise InvalidRequest(f"temperature {self.temperature} is not above 0")
-        for name, known in (("potential", Potential), ("terminal", Terminal), ("aggregate", Aggregate)):
+        choices = (("potential", Potential), ("terminal", Terminal), ("aggregate", Aggregate), ("form", Form))
+        for name, known in choices:
             check_choice(name, getattr(self, name), get_args(known))
 
     @property
@@ -125,7 +134,8 @@ class Shaping:
             records.append(base)
         rows = [cut(one, name, kept) for one in records for name in self.columns]
         end_kept = end if end is not None and end <= kept else None
-        return shaping(POTENTIALS[self.potential].phi(*rows), gamma=self.gamma, terminal=self.terminal, end=end_kept)
+        phi_S = POTENTIALS[self.potential].phi(*rows)
+        return shaping(phi_S, gamma=self.gamma, terminal=self.terminal, end=end_kept, form=self.form)
 
 
 def cut(record: Record, column: str, kept: int) -> Float64:
@@ -159,8 +169,17 @@ def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
         raise InvalidRequest(f"{name} {value!r} is unknown; known: {', '.join(known)}")
 
 
-def shaping(potentials_S: npt.ArrayLike, *, gamma: float, terminal: Terminal, end: int | None = None) -> Float64:
-    """ψ_t = γ·Φ(s_{t+1}) − Φ(s_t) of each token, shape (T,), from Φ of each state, shape (T + 1,).
+def shaping(
+    potentials_S: npt.ArrayLike,
+    *,
+    gamma: float,
+    terminal: Terminal,
+    end: int | None = None,
+    form: Form = "difference",
+) -> Float64:
+    """ψ_t of each token, shape (T,), from Φ of each state, shape (T + 1,).
+
+    `form` is γ·Φ(s_{t+1}) − Φ(s_t) ("difference") or −(1 − γ)·Φ(s_{t+1}) ("tpkd-ref").
 
     `end` is the number of tokens up to and including the end-of-sequence token, None for a completion that was cut
     before it. `terminal` says what Φ(s_T) is:
@@ -183,7 +202,7 @@ def shaping(potentials_S: npt.ArrayLike, *, gamma: float, terminal: Terminal, en
         phi[-1] = phi[-2]
     elif terminal != "state":
         raise ValueError(f"terminal {terminal!r} is unknown; known: {', '.join(get_args(Terminal))}")
-    return np.asarray(gamma * phi[1:] - phi[:-1])
+    return np.asarray(gamma * phi[1:] - (phi[1:] if form == "tpkd-ref" else phi[:-1]))
 
 
 def aggregate(psi_T: npt.ArrayLike, how: Aggregate) -> float:

@@ -47,6 +47,7 @@ def test_shaping_is_weighed_by_the_spread_of_its_margin():
     [
         (Shaping(terminal="zero"), "--terminal zero --gamma 1 --aggregate sum"),
         (Shaping(potential="renyi"), "--potential renyi --temperature 1"),
+        (Shaping(form="tpkd-ref"), "--form tpkd-ref --gamma 1"),
         (Shaping(potential="entropy"), "--pairs"),
     ],
 )

@@ -21,6 +21,7 @@ from tvkd_shared.errors import InvalidRequest
         ("potential", "value"),
         ("terminal", "eos"),
         ("aggregate", "median"),
+        ("form", "tpkd-ref"),  # which is 0 with γ = 1
         ("objective", "sequence"),
         ("strength", float("nan")),
         ("strength", 2.0),

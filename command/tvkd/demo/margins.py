@@ -57,6 +57,8 @@ def shaping_weight(records: Records, shaping: Shaping) -> float:
             "--terminal zero --gamma 1 --aggregate sum leaves the potential of the prompt, which chosen and rejected "
             "share; change one of the three"
         )
+    elif (shaping.form, shaping.gamma) == ("tpkd-ref", 1):
+        reason = "--form tpkd-ref --gamma 1 is 0 for every token; take a gamma below 1"
     else:
         reason = "take more --pairs or --steps, or another reading"
     raise InvalidRequest(f"the shaping margin is the same for all {len(records)} training pairs: {reason}")

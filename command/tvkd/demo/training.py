@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,7 @@ def align(
         max_length=None,
         precompute_ref_log_probs=True,
         alpha=alpha,
-        gamma=shaping.gamma,
-        temperature=shaping.temperature,
-        potential=shaping.potential,
-        terminal=shaping.terminal,
-        aggregate=shaping.aggregate,
+        **asdict(shaping),
         seed=seed,
         use_cpu=True,
         bf16=False,
