@@ -160,6 +160,7 @@ def _run(trainer: Any, script: DataArguments) -> None:
     # An optimizer's package that is missing is found out here.
     with _refusals_in_one_line(only=(ImportError,)):
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.create_model_card(model_name=Path(args.output_dir).name)
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"tvkd train: model saved to {args.output_dir}")
     if args.push_to_hub:

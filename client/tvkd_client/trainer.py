@@ -37,6 +37,7 @@ from tvkd_client.objective import (
     warning_of,
 )
 from tvkd_client.roles import Sources, base_role, check_models, open_sources
+from tvkd_client.run_record import RunRecord
 from tvkd_client.source import ServerSource
 from tvkd_client.survey import batches, check_complete, check_data, mean_advantage, reference_difference
 from tvkd_client.trl_private import ObservedModel, OpenDPOTrainer, check
@@ -79,8 +80,13 @@ class TVKDTrainer(OpenDPOTrainer):
         # This comes before the model is loaded, so that a missing server is reported within a second.
         self.sources = open_sources(args, sources or {})
         self.settings = args
+        evals = dpo.get("eval_dataset")
+        self.record = RunRecord(
+            args, self.sources, {"train": train_dataset} | (evals if isinstance(evals, dict) else {"eval": evals})
+        )
+        self.record.check(args.resume_from_checkpoint)
         if self.sources:
-            for rows in (train_dataset, dpo.get("eval_dataset")):
+            for rows in (train_dataset, evals):
                 check_data(rows, bulk=args.bulk)
         if "reference" in self.sources:
             if ref_model is not None:
@@ -104,12 +110,20 @@ class TVKDTrainer(OpenDPOTrainer):
                 ending=self._ending(),
                 concurrency=args.value_concurrency,
             )
+        self.record.complete(model if isinstance(model, str) else model.config.name_or_path, self._splits())
+        self.add_callback(self.record)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        self.record.check(resume_from_checkpoint)
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._close_collator()
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            self.record.add_to_card()
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
         if self.sources:

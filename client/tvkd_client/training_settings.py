@@ -77,6 +77,10 @@ class TrainingSettings(Shaping):
     value_concurrency: int = field(
         default=4, metadata={"help": "Micro-batches whose values may be under way at once, in each process."}
     )
+    accept_changed: bool = field(
+        default=False,
+        metadata={"help": "Resume from a checkpoint that another model, objective or reading trained; see tvkd.json."},
+    )
     quiet: bool = field(default=False, metadata={"help": "Do not show the first pair before training."})
 
 

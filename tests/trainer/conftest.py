@@ -1,11 +1,16 @@
 """Pairs for the tiny student, values for them, and a trainer of it."""
 
+import json
+
 import pytest
+import yaml
 from datasets import Dataset
 from runs import SMALL, rows
 from teacher_source import TeacherSource
 
 from tvkd_client import TVKDConfig, TVKDTrainer
+
+CONFIG = SMALL | {"alpha": 0.7, "gamma": 0.9, "terminal": "zero", "max_steps": -1, "num_train_epochs": 1}
 
 
 @pytest.fixture
@@ -37,3 +42,18 @@ def make_trainer(student, pairs, tmp_path):
         )
 
     return make
+
+
+@pytest.fixture
+def config(student, tmp_path):
+    """Writes a YAML file of CONFIG and more, and gives its path."""
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows(8)))
+
+    def write(**settings) -> str:
+        output = {"model_name_or_path": str(student), "dataset_name": str(data), "output_dir": str(tmp_path / "out")}
+        path = tmp_path / f"{len(list(tmp_path.glob('*.yaml')))}.yaml"
+        path.write_text(yaml.safe_dump(CONFIG | output | settings))
+        return str(path)
+
+    return write
