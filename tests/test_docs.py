@@ -13,7 +13,7 @@ from tvkd_shared.shaping import shaping
 from tvkd_shared.value import value
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [page for folder in (".", "docs", "examples/*") for page in sorted(ROOT.glob(f"{folder}/*.md"))]
 by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
