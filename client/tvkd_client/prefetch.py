@@ -51,8 +51,8 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
     server: str | None = Field(None, description="URL of `tvkd serve`, such as http://127.0.0.1:8077")
     model: str | None = Field(
         None,
-        description="in place of a server: the model's folder; a server of its own runs it, and ends with the command. "
-        "Settings of `tvkd serve` are taken from the environment, such as TVKD_ENGINE=vllm",
+        description="in place of a server: the folder of the model or of a PEFT adapter; a server of its own runs "
+        "it, and ends with it. Settings of `tvkd serve` are taken from the environment, such as TVKD_ENGINE=vllm",
     )
     store: str | None = Field(None, description="with --model: the store to fill, a folder or s3://…")
     config: str | None = Field(

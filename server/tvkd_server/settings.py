@@ -20,7 +20,9 @@ _OF_ONE_ENGINE = {
 class ServeSettings(Command, cli_prog_name="tvkd serve"):
     """Serve a teacher's values over HTTP and keep them in a store."""
 
-    model: str = Field(description="the teacher: a causal-LM directory, or a hub id (only then is the network used)")
+    model: str = Field(
+        description="the teacher: directory of a causal LM or of a PEFT adapter, or a hub id (only then the network)"
+    )
     name: str | None = Field(None, description="name shown to clients; default: the last part of --model")
     store: str = Field(
         "tvkd-store", description="the value store: a directory, or s3://…, gs://…, az://…; made if missing"

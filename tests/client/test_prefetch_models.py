@@ -122,3 +122,25 @@ def test_a_mistake_is_one_line_and_exit_2(training, capsys, changes, flags, line
 def test_what_is_missing_is_named(capsys, flags, line):
     assert tvkd(["prefetch", *flags]) == 2
     assert line in capsys.readouterr().err
+
+
+def test_an_adapter_s_folder_fills_a_store_as_its_merged_model(tiny_teacher, tmp_path, monkeypatch, capsys):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_teacher), config).save_pretrained(tmp_path / "tuned")
+    data = write(tmp_path / "pairs.jsonl", plain(4, seed=7003))
+    values = str(tmp_path / "values")
+    told = ["prefetch", "--quiet", "--store", values, "--dataset", data, "--tokenizer", str(tiny_teacher)]
+    assert tvkd([*told, "--model", str(tmp_path / "tuned")]) == 0
+    (merged,) = (tmp_path / "cache" / "tvkd" / "merged").iterdir()
+    assert len(StoreSource(values, teacher_id="tuned").teacher_id) == 32
+    capsys.readouterr()
+    assert tvkd([*told, "--model", str(merged)]) == 0
+    assert "8 hits, 0 computed" in capsys.readouterr().out
+    (tmp_path / "tuned" / "adapter_model.safetensors").unlink()
+    assert tvkd([*told, "--model", str(tmp_path / "tuned")]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tvkd prefetch: ")]
+    assert len(said) == 1 and "no weights of the adapter" in said[0]

@@ -28,10 +28,6 @@ def with_broken_weights(directory: Path) -> None:
     (directory / "model.safetensors").write_bytes(b"not safetensors at all")
 
 
-def an_adapter(directory: Path) -> None:
-    (directory / "adapter_config.json").write_text("{}")
-
-
 def a_classifier(directory: Path) -> None:
     LlamaForSequenceClassification(SMALL).save_pretrained(directory)
 
@@ -69,7 +65,6 @@ def config(directory: Path, **changes) -> None:
         (without_config, "no config.json"),
         (without_weights, "no weights"),
         (with_broken_weights, "does not load"),
-        (an_adapter, "PEFT adapter; merge it"),
         (a_classifier, "LlamaForSequenceClassification, not a causal LM"),
         (a_backbone, "LlamaModel, not a causal LM"),
         (a_backbone_that_claims_a_head, "no weights for lm_head.weight"),

@@ -1,6 +1,6 @@
 """A checkpoint directory on this machine: whether it can be a teacher, its weights' digest, and the dtype it runs in.
 
-Nothing here loads a weight, and the network is used for a hub id only.
+No weight is loaded here but to merge an adapter, and the network is used for a hub id only.
 """
 
 import contextlib
@@ -37,19 +37,20 @@ class Checkpoint:
 
     @classmethod
     def find(cls, model: str | Path, name: str | None = None) -> "Checkpoint":
-        """The checkpoint in a directory, or the hub's snapshot when `model` is a hub id.
+        """The checkpoint in a directory, or the hub's snapshot when `model` is a hub id. A PEFT adapter's is merged.
 
         Raises InvalidRequest when there is none, or when it cannot be a causal LM's.
         """
         directory = Path(model).expanduser()
-        if not directory.is_dir():
+        online = not directory.is_dir()
+        if online:
             directory = _snapshot(model)
         elif name is None:
             name = directory.resolve().name
         if (directory / "adapter_config.json").exists():
-            raise InvalidRequest(
-                f"{model} is a PEFT adapter; merge it into its base model first (merge_and_unload), then save that"
-            )
+            from tvkd_server.teachers.adapter import merged  # noqa: PLC0415 - most checkpoints are whole
+
+            directory = merged(directory, online=online)
         if not (directory / "config.json").exists():
             raise InvalidRequest(f"{model} has no config.json; a checkpoint saved by save_pretrained has one")
         try:
@@ -74,7 +75,7 @@ class Checkpoint:
 
     def weights_digest(self) -> str:
         """Digest of the weight files' content, hashed once: about a second a gigabyte the first time."""
-        digests = [_file_digest(path) for path in self.weight_files()]
+        digests = [file_digest(path) for path in self.weight_files()]
         return hashlib.blake2b("".join(digests).encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
     def attention_bounds(self) -> list[int]:
@@ -126,7 +127,7 @@ def _refuse_other_models(model: str | Path, config: dict[str, Any]) -> None:
         raise InvalidRequest(f"{model} is a {', '.join(architectures)}, not a causal LM such as {' or '.join(known)}")
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """Digest of one file's content, remembered in the user's cache by path, size and modification time."""
     state = path.stat()
     version = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}"

@@ -34,7 +34,7 @@ class TransformersTeacher(Teacher):
 
     def _load(self, checkpoint: Checkpoint, settings: ServeSettings) -> tuple[Any, int, int]:
         device = _device(settings.device)
-        model = _load_model(checkpoint, checkpoint.served_dtype(settings.dtype, on_cpu=device.type == "cpu"), device)
+        model = load_model(checkpoint, checkpoint.served_dtype(settings.dtype, on_cpu=device.type == "cpu"), device)
         config = model.config.get_text_config(decoder=True)
         longest = getattr(config, "max_position_embeddings", None) or NO_LONGEST
         self._pass = TeacherPass(model, longest, settings)
@@ -96,7 +96,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
+def load_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
+    """The model of a checkpoint's directory. Raises InvalidRequest when some of its weights are missing."""
     local = {"local_files_only": True, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(checkpoint.directory, **local)
     # transformers' own choice, sdpa as a rule, would drop the cap that some models put on attention logits.

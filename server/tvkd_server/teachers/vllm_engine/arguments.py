@@ -27,7 +27,7 @@ ALLOWED = {
 _REASONS = {
     "pipeline_parallel_size": "its values are not tested; split by --tensor-parallel-size, across machines too",
     "data_parallel_size": "one server is one engine; start several servers, each with a store of its own",
-    "enable_lora": "merge the adapter into its base first (PEFT's merge_and_unload), then serve the result",
+    "enable_lora": "give the adapter's folder as --model; it is merged into its base",
     "hf_overrides": "values would no longer be the checkpoint's; edit its config.json, which the teacher's id covers",
     "kv_cache_dtype": "a rounded key-value cache changes values, and the teacher's id does not cover it",
     "speculative_config": "it speeds up generation, and tvkd generates nothing",
