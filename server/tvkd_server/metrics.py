@@ -30,6 +30,7 @@ class Metrics:
             "tvkd_store_seconds", "Time of one store operation", ["operation"], buckets=_SECONDS, registry=self.registry
         )
         self.queued_tokens = Gauge("tvkd_queued_tokens", "Tokens admitted and not yet computed", registry=self.registry)
+        self.connections = Gauge("tvkd_connections", "Open connections", registry=self.registry)
         self.corrupt = Gauge(
             "tvkd_corrupt_blocks", "Damaged blocks met in the store: not served, computed again", registry=self.registry
         )

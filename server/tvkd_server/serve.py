@@ -1,13 +1,16 @@
 """`tvkd serve`: settings, socket, signals and exit code around the app."""
 
 import logging
+import resource
 import signal
 import socket
+import sys
 from types import FrameType
 
 import uvicorn
 
 from tvkd_server.app import create_app
+from tvkd_server.connection import KEEP_ALIVE_SECONDS, bounded
 from tvkd_server.readiness import Readiness
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.loading import load_teacher
@@ -23,6 +26,9 @@ class Serve(ServeSettings, cli_prog_name="tvkd serve"):
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
         for chatty in ("httpx", "httpcore", "huggingface_hub"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
+        # Large requests are decoded in threads, and every hand-over to the event loop waits this long at most.
+        sys.setswitchinterval(0.001)
+        _allow_open_files(self.max_connections)
         app = create_app(
             self,
             load_teacher=lambda: load_teacher(self),
@@ -30,9 +36,18 @@ class Serve(ServeSettings, cli_prog_name="tvkd serve"):
         )
         readiness: Readiness = app.state.readiness
         server = _Server(
-            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=self.drain_seconds),
+            uvicorn.Config(
+                app,
+                http=bounded(self.max_connections, self.transfer_seconds),
+                ws="none",
+                log_config=None,
+                access_log=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=self.drain_seconds,
+            ),
             readiness,
         )
+        app.state.metrics.connections.set_function(lambda: len(server.server_state.connections))
         listener = _listen(self.host, self.port)
         host, port = listener.getsockname()[:2]
         logging.getLogger(__name__).info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
@@ -57,6 +72,13 @@ class _Server(uvicorn.Server):
         # Not uvicorn's own: it would raise the signal again at the end. A second Ctrl-C does not wait for requests.
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
+
+
+def _allow_open_files(connections: int) -> None:
+    """Raise the process's limit on open files, often 1,024, so that connections leave the store its own."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, connections + 1000)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -26,6 +26,9 @@ from tvkd_shared.wire import (
     TextItem,
 )
 
+MAX_COMPLETIONS = 16_384
+"""Completions in one request: each costs the event loop some microseconds, which other requests wait for."""
+
 
 @dataclass(slots=True)
 class _Item:
@@ -97,6 +100,8 @@ class Service:
     def _prepare(self, request: PotentialsRequest) -> list[_Item]:
         """Tokenise and check every item before the teacher sees one."""
         check_temperatures(request.temperatures)
+        if (count := sum(len(item.completions) for item in request.items)) > MAX_COMPLETIONS:
+            raise PayloadTooLarge(f"the request holds {count:,} completions, and {MAX_COMPLETIONS:,} fit: split it")
         most = self._settings.max_request_tokens
         items: list[_Item] = []
         remaining = most

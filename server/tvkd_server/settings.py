@@ -88,7 +88,15 @@ class ServeSettings(Command, cli_prog_name="tvkd serve"):
     max_request_tokens: PositiveInt = Field(
         262_144, description="tokens in one request; beyond, 413: split it, so that one client cannot fill the queue"
     )
-    max_request_bytes: PositiveInt = Field(16 << 20, description="bytes of one request's body; beyond, 413")
+    max_request_bytes: PositiveInt = Field(
+        4 << 20, description="bytes of one request's body; beyond, 413. JSON may have 1 MB of them, Arrow all"
+    )
+    max_connections: PositiveInt = Field(
+        1000, description="open connections; beyond, one that waits for a request makes room, or the new one gets 429"
+    )
+    transfer_seconds: Annotated[float, Field(gt=0)] = Field(
+        60, description="how long a request may take to arrive, and an answer to be read, before the connection is cut"
+    )
     drain_seconds: PositiveInt = Field(
         30, description="how long a stopping server finishes requests in flight; what is computed is kept in any case"
     )

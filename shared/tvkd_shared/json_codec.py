@@ -20,6 +20,7 @@ from tvkd_shared.wire import (
 
 MEDIA_TYPE = "application/json"
 
+_MOST_MISTAKES = 1000
 
 _OFFSETS = (
     "for text items only: the characters (Unicode code points) of the completion's text that each token stands for, "
@@ -32,6 +33,9 @@ def decode_request(body: bytes) -> PotentialsRequest:
     try:
         return PotentialsRequest.model_validate_json(body)
     except ValidationError as error:
+        if (count := error.error_count()) > _MOST_MISTAKES:
+            # To list them, as the unknown fields of a large body, takes seconds in which nothing else runs.
+            raise InvalidRequest(f"the body is wrong in {count:,} places, such as unknown fields") from None
         raise InvalidRequest(first_mistake(error.errors(include_url=False, include_input=False))) from error
 
 

@@ -63,13 +63,13 @@ def test_a_temperature_that_is_no_number_is_told_where(server, number):
 
 
 def test_ten_thousand_items_are_answered_or_refused_and_the_server_lives(server):
-    def items(length):
-        return [GOOD | {"completions": [[10 + n // 100, 10 + n % 100] * length]} for n in range(10_000)]
+    def items(count, length):
+        return [GOOD | {"completions": [[10 + n // 100, 10 + n % 100] * length]} for n in range(count)]
 
-    answered = post(server, {"items": items(1), "return": "digests"})
+    answered = post(server, {"items": items(10_000, 1), "return": "digests"})
     assert answered.status_code == 200 and len(answered.json()["items"]) == 10_000
-    # 410,000 tokens, more than --max-request-tokens allows by default.
-    assert "split it" in line_of(post(server, {"items": items(20)}), 413, "payload-too-large")
+    # 266,200 tokens, more than --max-request-tokens allows by default.
+    assert "split it" in line_of(post(server, {"items": items(2_200, 60)}), 413, "payload-too-large")
     assert post(server, {"items": [GOOD]}).status_code == 200
 
 
