@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tvkd_client.adapter import base_folder, is_adapter
 from tvkd_client.http import TeacherClient
 from tvkd_client.token_rows import used_ids
 from tvkd_client.trl_private import prepare_preferences
@@ -15,7 +16,12 @@ from tvkd_shared.wire import TeacherInfo
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a directory, without the network, or of a hub id. Raises InvalidRequest when there is none."""
+    """The tokenizer of a directory, without the network, or of a hub id. An adapter without one has its base's.
+
+    Raises InvalidRequest when there is none.
+    """
+    if is_adapter(name) and not (Path(name) / "tokenizer_config.json").exists():
+        return load_tokenizer(base_folder(name))
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir())
     except (OSError, ValueError) as error:

@@ -18,9 +18,11 @@ from trl.scripts.utils import DatasetMixtureConfig
 from trl.trainer.model_config import ModelConfig
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
+from tvkd_client.adapter import base_folder, is_adapter, load_adapter
 from tvkd_client.config import TVKDConfig
 from tvkd_client.dataset import DataArguments, is_hub_id, training_data
 from tvkd_client.metrics_file import MetricsFile
+from tvkd_client.preference_tokens import load_tokenizer
 from tvkd_client.trainer import TVKDTrainer
 from tvkd_client.trl_private import SettingsParser
 from tvkd_shared.errors import InvalidRequest, TVKDError
@@ -127,25 +129,42 @@ def _build(
     with _refusals_in_one_line():
         quantization, peft = get_quantization_config(model), get_peft_config(model)
     student = str(model.model_name_or_path)
+    adapter = is_adapter(student)
+    if adapter and peft is not None:
+        raise InvalidRequest(
+            f"model_name_or_path {student} is an adapter, which trains on, and use_peft asks for a new one; leave "
+            "use_peft out, or merge the adapter into its base first"
+        )
     with _refusals_in_one_line(f"model {student} cannot be read: "):
-        AutoConfig.from_pretrained(student, revision=model.model_revision, trust_remote_code=training.trust_remote_code)
+        whole = base_folder(student) if adapter else student
+        AutoConfig.from_pretrained(whole, revision=model.model_revision, trust_remote_code=training.trust_remote_code)
     given: Any = training.model_init_kwargs or {}
-    training.model_init_kwargs = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        **given,
-    }
+    options = {"attn_implementation": model.attn_implementation, "dtype": model.dtype, **given}
+    if not adapter:
+        training.model_init_kwargs = {"revision": model.model_revision, **options}
     with _refusals_in_one_line(only=(ValueError, OSError, ImportError)):
         return TVKDTrainer(
-            student,
+            _adapter(student, options, training, quantization) if adapter else student,
             args=training,
             train_dataset=pairs["train"],
             eval_dataset=pairs.get("eval"),
-            quantization_config=quantization,
+            quantization_config=None if adapter else quantization,
             peft_config=peft,
+            processing_class=load_tokenizer(student) if adapter else None,
             callbacks=[MetricsFile()],
         )
+
+
+def _adapter(student: str, options: dict[str, Any], training: TVKDConfig, quantization: Any) -> Any:
+    """A student that is an adapter, loaded as TRL loads a whole one, which takes the settings from `training`."""
+    training.model_init_kwargs = None
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    if training.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        options["device_map"] = None
+    options.setdefault("trust_remote_code", training.trust_remote_code)
+    with _refusals_in_one_line(f"adapter {student} cannot be read: "):
+        return load_adapter(student, load_tokenizer(student), **options)
 
 
 def pairs_of(script: DataArguments, training: TVKDConfig, mixture: DatasetMixtureConfig) -> dict[str, Dataset]:

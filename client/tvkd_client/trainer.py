@@ -110,7 +110,7 @@ class TVKDTrainer(OpenDPOTrainer):
                 ending=self._ending(),
                 concurrency=args.value_concurrency,
             )
-        self.record.complete(model if isinstance(model, str) else model.config.name_or_path, self._splits())
+        self.record.complete(model if isinstance(model, str) else model.name_or_path, self._splits())
         self.add_callback(self.record)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:

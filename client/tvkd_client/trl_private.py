@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import datasets
 import trl
+from accelerate.utils import is_peft_model
 from transformers import PreTrainedTokenizerBase
 from trl.scripts.utils import TrlParser
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -145,6 +146,14 @@ class OpenDPOTrainer(DPOTrainer):
             return dataset
         finally:
             self.data_collator = collator
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # transformers reads the folders of further adapters, such as TRL's copy for the reference, and with them it
+        # leaves out the adapter that trains, which would start anew without a word.
+        adapted: Any = self.model if model is None else model
+        if is_peft_model(adapted) and "ref" in adapted.peft_config and not self.is_fsdp_enabled:
+            adapted.load_adapter(resume_from_checkpoint, adapted.active_adapter, is_trainable=True)
 
     def _send_telemetry(self) -> None:
         """TRL reports each trainer to the hub by default; this trainer does not."""
