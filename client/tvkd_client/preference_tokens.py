@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import datasets
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -11,7 +12,7 @@ from tvkd_client.http import TeacherClient
 from tvkd_client.token_rows import used_ids
 from tvkd_client.trl_private import prepare_preferences
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.vocabulary import tokens_by_id, vocabulary_digest
+from tvkd_shared.vocabulary import template_digest, tokens_by_id, vocabulary_digest
 from tvkd_shared.wire import TeacherInfo
 
 
@@ -39,6 +40,22 @@ def tokenize_preferences(
     TRL is not a supported one.
     """
     return prepare_preferences(dataset, tokenizer, name)
+
+
+def are_chats(tokens: datasets.Dataset) -> bool:
+    """Whether these rows of tokens are made of messages, by the columns that they came from."""
+    first: dict[str, Any] = next(iter(tokens), {})
+    return isinstance(first.get("chosen"), list)
+
+
+def other_template(tokenizer: PreTrainedTokenizerBase, teacher: TeacherInfo) -> str | None:
+    """A line to say where a teacher's chat template is another than that by which conversations became tokens."""
+    if teacher.chat_template_digest in (None, template_digest(tokenizer.chat_template)):
+        return None
+    return (
+        f"the chat template of tokenizer {tokenizer.name_or_path} is not that of teacher {teacher.name}, which reads "
+        "conversations as the student's template writes them; where that is not meant, take over the teacher's"
+    )
 
 
 def check_vocabulary(

@@ -105,16 +105,18 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
                 self._client(fill.server).teacher()
         import datasets  # noqa: PLC0415
 
-        from tvkd_client.preference_tokens import load_tokenizer, tokenize_preferences  # noqa: PLC0415
+        from tvkd_client.preference_tokens import are_chats, load_tokenizer, tokenize_preferences  # noqa: PLC0415
         from tvkd_client.token_rows import TOKEN_COLUMNS, spelled  # noqa: PLC0415
 
-        tokenizer, tokens = load_tokenizer(name), []
+        tokenizer, tokens, chats = load_tokenizer(name), [], False
         for split, rows in splits().items():
-            tokens.append(tokenize_preferences(rows, tokenizer, split).select_columns(list(TOKEN_COLUMNS)))
+            whole = tokenize_preferences(rows, tokenizer, split)
+            chats = chats or are_chats(whole)
+            tokens.append(whole.select_columns(list(TOKEN_COLUMNS)))
             if not self.quiet:
                 _say(f"the first of {len(tokens[-1]):,} pairs of {split} is\n{spelled(tokens[-1][0], tokenizer)}")
         pairs = datasets.concatenate_datasets(tokens)
-        return next(filter(None, (self._fill(fill, pairs, tokenizer) for fill in fills)), 0)
+        return next(filter(None, (self._fill(fill, pairs, tokenizer, chats=chats) for fill in fills)), 0)
 
     def _only_fill(self) -> Fill:
         store = self.store if self.model else None
@@ -124,8 +126,8 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
         api_key = self.api_key.get_secret_value() if self.api_key else None
         return TeacherClient(url, api_key=api_key, in_flight=self.in_flight)
 
-    def _fill(self, fill: Fill, pairs: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase") -> int:
-        from tvkd_client.preference_tokens import check_vocabulary  # noqa: PLC0415
+    def _fill(self, fill: Fill, pairs: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase", *, chats: bool) -> int:
+        from tvkd_client.preference_tokens import check_vocabulary, other_template  # noqa: PLC0415
 
         with _server(fill) as url:
             client = self._client(url)
@@ -138,6 +140,8 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
                 _say("the teacher was saved without a tokenizer: whether the vocabularies agree was not checked")
             elif not self.other_vocabulary:
                 check_vocabulary(tokenizer, teacher, client, [pairs])
+            if chats and (warning := other_template(tokenizer, teacher)):
+                _say(warning)
             return _send(client, _fitting(pairs, teacher, skip_too_long=self.skip_too_long), fill.temperatures)
 
 

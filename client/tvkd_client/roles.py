@@ -1,5 +1,6 @@
 """The models whose values a run reads: the teacher, what its DPO started from, and the student's reference."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -8,9 +9,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from tvkd_client.config import TVKDConfig
-from tvkd_client.preference_tokens import check_vocabulary
+from tvkd_client.preference_tokens import are_chats, check_vocabulary, other_template
 from tvkd_client.source import ServerSource, ValueSource, check_certificate, source_at, teacher_of
 from tvkd_shared.errors import InvalidRequest, TeacherMismatch, TVKDError
+
+logger = logging.getLogger(__name__)
 
 Role = Literal["teacher", "teacher_reference", "reference"]
 """T, a DPO-trained model; T0, the SFT model that its DPO started from; π_ref, the student before its training."""
@@ -69,12 +72,20 @@ def _check_base(args: TVKDConfig, sources: Sources) -> None:
 def check_models(
     sources: Sources, args: TVKDConfig, tokenizer: PreTrainedTokenizerBase, data_sets: Iterable[Dataset]
 ) -> None:
-    """Raises InvalidRequest when a model has other tokens than the student in the data, or larger errors than asked."""
+    """Raises InvalidRequest when a model has other tokens than the student in the data, or larger errors than asked.
+
+    A warning says where conversations are written by another chat template than a model's own.
+    """
+    data_sets = list(data_sets)
+    chats = any(map(are_chats, data_sets))
     for role, source in sources.items():
         with _named(role):
             if args.max_value_error is not None:
                 check_certificate(source, args.max_value_error)
-            if not args.other_vocabulary and (model := teacher_of(source)) is not None:
+            model = teacher_of(source) if chats or not args.other_vocabulary else None
+            if chats and model and args.process_index == 0 and (warning := other_template(tokenizer, model)):
+                logger.warning("%s: %s", role, warning)
+            if not args.other_vocabulary and model is not None:
                 client = source.client if isinstance(source, ServerSource) else None
                 check_vocabulary(tokenizer, model, client, data_sets)
 
