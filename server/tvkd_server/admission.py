@@ -8,7 +8,7 @@ from tvkd_shared.errors import Overloaded
 
 
 class Admission:
-    """Counts the tokens that are admitted and not yet computed, against a budget.
+    """Counts the tokens that are admitted and not yet computed, against a budget, of which bulk may fill one half.
 
     A request larger than the whole budget is admitted when nothing else is: it would otherwise never run.
     """
@@ -20,12 +20,13 @@ class Admission:
         self._busy_since = time.monotonic()
 
     @contextmanager
-    def hold(self, tokens: int) -> Iterator[None]:
+    def hold(self, tokens: int, *, bulk: bool = False) -> Iterator[None]:
         """Hold the tokens while the teacher works. Raises Overloaded with the time after which to try again."""
-        if self.queued and self.queued + tokens > self.budget:
+        budget = self.budget // 2 if bulk else self.budget
+        if self.queued and self.queued + tokens > budget:
             wait = self._seconds_to_half()
             raise Overloaded(
-                f"{self.queued:,} tokens are queued and {tokens:,} more exceed the budget of {self.budget:,}; "
+                f"{self.queued:,} tokens are queued and {tokens:,} more exceed the budget of {budget:,}; "
                 f"try again in {wait:.0f} s",
                 retry_after=wait,
             )

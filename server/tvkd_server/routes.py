@@ -2,7 +2,7 @@
 
 import asyncio
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -10,10 +10,11 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from tvkd_server.media_types import ARROW, JSON, codec_of_answer, codec_of_request
+from tvkd_server.problem import CODE
 from tvkd_server.service import Service
 from tvkd_shared.errors import BY_CODE, Unauthorized
 from tvkd_shared.json_codec import answer_model
-from tvkd_shared.wire import PotentialsRequest, Problem, StoreInfo, TeacherInfo, Vocabulary
+from tvkd_shared.wire import PotentialsAnswer, PotentialsRequest, Problem, StoreInfo, TeacherInfo, Vocabulary
 
 PROBLEM: dict[str, Any] = {"model": Problem, "content": {"application/problem+json": {}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {error.status: PROBLEM for error in BY_CODE.values()}
@@ -69,9 +70,31 @@ async def potentials(request: Request, service: Ready) -> Response:
     reading = codec_of_request(request.headers.get("content-type", ""))
     writing = codec_of_answer(request.headers.get("accept", ""))
     question: PotentialsRequest = await _convert(reading.decode_request, body, len(body))
-    answer = await service.potentials(question)
+    answering = service.potentials(question, request.client.host if request.client else "")
+    answer = await (answering if question.return_ == "digests" else _while_connected(request, answering))
+    if answer is None:
+        request.scope[CODE] = "disconnected"
+        return Response(status_code=499)  # nobody reads it
     content = await _convert(writing.encode_answer, answer, len(body))
     return Response(content, media_type=writing.MEDIA_TYPE)
+
+
+async def _while_connected(
+    request: Request, answering: Coroutine[Any, Any, PotentialsAnswer]
+) -> PotentialsAnswer | None:
+    """The answer; None, with its work cancelled, once the client has left. What another request waits for goes on."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    work, leaving = asyncio.create_task(answering), asyncio.create_task(left())
+    try:
+        await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        leaving.cancel()
+        work.cancel()
 
 
 async def _convert(codec: Callable[[Any], Any], value: Any, body_bytes: int) -> Any:

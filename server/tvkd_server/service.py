@@ -11,6 +11,7 @@ from tvkd_server.flights import Claim, Flights, Landing
 from tvkd_server.metrics import Metrics
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.teacher import Teacher, check_temperatures
+from tvkd_server.turns import Asker, Turns
 from tvkd_server.writer import GroupCommit
 from tvkd_shared.errors import NotCached, PayloadTooLarge, TeacherMismatch, TVKDError
 from tvkd_shared.key import completion_keys, token_array
@@ -70,29 +71,31 @@ class Service:
         self._admission = Admission(settings.max_queued_tokens)
         self._commit = GroupCommit(store, teacher.info.id, settings)
         self._flights = Flights()
+        self._turns = Turns(teacher.window)
         # Threads of its own, so that tokenising long texts keeps no look-up waiting.
         self._preparing = ThreadPoolExecutor(2, "prepare")
         metrics.queued_tokens.set_function(lambda: self._admission.queued)
         metrics.corrupt.set_function(lambda: store.corrupt)
         store.add_teacher(teacher.info.id, teacher.info.model_dump())
 
-    async def potentials(self, request: PotentialsRequest) -> PotentialsAnswer:
-        """Answer a request. Raises the errors of `tvkd_shared.errors`; what was computed before one is stored."""
+    async def potentials(self, request: PotentialsRequest, client: str = "") -> PotentialsAnswer:
+        """Answer a client's request. Raises the errors of `tvkd_shared.errors`; what was computed before is stored."""
         info = self.teacher.info
         if request.teacher_id not in (None, info.id):
             raise TeacherMismatch(f"teacher {request.teacher_id} was asked for; this server runs {info.id}")
         items = await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, request)
         keys = list(dict.fromkeys(key for item in items for key in item.keys))
         columns = column_names(request.temperatures)
+        asker = Asker(client, request.return_ == "digests")
         landings: dict[bytes, Landing] = {}
         if request.return_ == "tokens":
             pass
         elif request.cache == "skip":
-            landings = await self._without_store(items, keys, columns)
+            landings = await self._without_store(items, keys, columns, asker)
         elif request.cache == "only":
             landings = await self._only_store(keys, columns)
         else:
-            landings = await self._through_store(items, keys, columns)
+            landings = await self._through_store(items, keys, columns, asker)
         return PotentialsAnswer(
             info.id, request.temperatures, request.columns(), [_answer(item, landings, request) for item in items]
         )
@@ -134,27 +137,29 @@ class Service:
         return landings
 
     async def _through_store(
-        self, items: list[_Item], keys: list[bytes], columns: tuple[str, ...]
+        self, items: list[_Item], keys: list[bytes], columns: tuple[str, ...], asker: Asker
     ) -> dict[bytes, Landing]:
         landings: dict[bytes, Landing] = {}
         # More than once only for keys whose flight another request gave up.
         while pending := [key for key in keys if key not in landings]:
             with self._flights.claim(pending, columns) as claim:
-                landings |= await self._land(items, claim, columns)
+                landings |= await self._land(items, claim, columns, asker)
             others = await claim.others()
             self.metrics.joined.inc(sum(landing.computed for landing in others.values()))
             self.metrics.cached.inc(sum(not landing.computed for landing in others.values()))
             landings |= {key: Landing(landing.record, computed=False) for key, landing in others.items()}
         return landings
 
-    async def _land(self, items: list[_Item], claim: Claim, columns: tuple[str, ...]) -> dict[bytes, Landing]:
+    async def _land(
+        self, items: list[_Item], claim: Claim, columns: tuple[str, ...], asker: Asker
+    ) -> dict[bytes, Landing]:
         """Look the claimed keys up, and have the teacher compute what is missing; only that is admitted."""
         landings = await self._look_up(claim.keys, columns)
         claim.land(landings)
         questions = _questions(items, [key for key in claim.keys if key not in landings])
-        with self._admission.hold(sum(question.tokens for question in questions)):
+        with self._admission.hold(sum(question.tokens for question in questions), bulk=asker.bulk):
             outcomes = await asyncio.gather(
-                *(self._compute(question, claim, columns) for question in questions), return_exceptions=True
+                *(self._compute(question, claim, columns, asker) for question in questions), return_exceptions=True
             )
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
@@ -162,10 +167,12 @@ class Service:
             landings |= outcome
         return landings
 
-    async def _compute(self, question: _Question, claim: Claim, columns: tuple[str, ...]) -> dict[bytes, Landing]:
+    async def _compute(
+        self, question: _Question, claim: Claim, columns: tuple[str, ...], asker: Asker
+    ) -> dict[bytes, Landing]:
         """Compute and store; what is answered is what was stored, the same bytes then and ever after."""
         try:
-            records = await self._score(question, columns)
+            records = await self._score(question, columns, asker)
             with self.metrics.store_seconds.labels("put").time():
                 stored = await self._commit.put(list(zip(question.completions, records, strict=True)))
         except Exception as error:
@@ -176,18 +183,19 @@ class Service:
         return landings
 
     async def _without_store(
-        self, items: list[_Item], keys: list[bytes], columns: tuple[str, ...]
+        self, items: list[_Item], keys: list[bytes], columns: tuple[str, ...], asker: Asker
     ) -> dict[bytes, Landing]:
         questions = _questions(items, keys)
         with self._admission.hold(sum(question.tokens for question in questions)):
-            answers = await asyncio.gather(*(self._score(question, columns) for question in questions))
+            answers = await asyncio.gather(*(self._score(question, columns, asker) for question in questions))
         pairs = zip(questions, answers, strict=True)
         return {key: landing for pair in pairs for key, landing in _landings(*pair).items()}
 
-    async def _score(self, question: _Question, columns: tuple[str, ...]) -> list[Record]:
+    async def _score(self, question: _Question, columns: tuple[str, ...], asker: Asker) -> list[Record]:
         completions = list(question.completions.values())
-        with self.metrics.teacher_seconds.time():
-            records = await self.teacher.score(question.prompt, completions, columns)
+        async with self._turns.turn(asker, question.tokens):
+            with self.metrics.teacher_seconds.time():
+                records = await self.teacher.score(question.prompt, completions, columns)
         self.metrics.teacher_tokens.inc(question.tokens)
         self.metrics.computed.inc(len(records))
         return records

@@ -1,17 +1,16 @@
 """Clients that mean harm, or behave as if: what they send is refused before work, and others are answered meanwhile."""
 
 import json
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
+from raw_http import HEAD, connect, read
 from running_server import start_server
 
 ITEM = {"prompt_token_ids": [9], "completions": [[10, 11, 12]]}
-HEAD = b"POST /v1/potentials HTTP/1.1\r\nHost: tvkd\r\nContent-Type: application/json\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -22,28 +21,6 @@ def impatient(tiny_teacher, tmp_path_factory):
     server = start_server(tiny_teacher, folder / "values", *flags, environment={"TVKD_API_KEY": "s3cret"})
     yield server
     server.kill()
-
-
-def connect(server, sent=b"", **options):
-    address = httpx.URL(server.url)
-    connection = socket.socket()
-    for option, value in options.items():
-        connection.setsockopt(socket.SOL_SOCKET, getattr(socket, option), value)
-    connection.settimeout(60)
-    connection.connect((address.host, address.port))
-    connection.sendall(sent)
-    return connection
-
-
-def read(connection):
-    """All that comes until the server closes or cuts the connection."""
-    parts = []
-    try:
-        while part := connection.recv(1 << 16):
-            parts.append(part)
-    except ConnectionResetError:
-        pass
-    return b"".join(parts)
 
 
 @pytest.mark.parametrize(("key", "status"), [(b"wrong", b"401"), (b"s3cret", b"413")])

@@ -49,6 +49,8 @@ class Teacher(ABC):
     engine: ClassVar[str]
     engine_version: ClassVar[str]
     info: TeacherInfo
+    window: int
+    """Tokens of all questions that keep the engine busy: with more at once it is no faster."""
     _tokenizer: Tokenizer
     _closed = False
 
@@ -90,7 +92,8 @@ class Teacher(ABC):
 
     @abstractmethod
     def _load(self, checkpoint: Checkpoint, settings: ServeSettings) -> tuple[Any, int, int]:
-        """Start the engine. Returns torch's dtype as it runs, the vocabulary's size and the longest sequence.
+        """Start the engine, and set `window`. Returns torch's dtype as it runs, the vocabulary's size and the longest
+        sequence.
 
         An error that is not a TVKDError is reported as a checkpoint that does not load.
         """

@@ -39,6 +39,7 @@ class TransformersTeacher(Teacher):
         longest = getattr(config, "max_position_embeddings", None) or NO_LONGEST
         self._pass = TeacherPass(model, longest, settings)
         self._max_batch_tokens = settings.max_batch_tokens
+        self.window = 2 * settings.max_batch_tokens
         self._waiting: list[_Call] = []
         self._worker: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "teacher")

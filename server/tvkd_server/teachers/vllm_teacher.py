@@ -40,6 +40,7 @@ class VLLMTeacher(Teacher):
             self._engine = private.Engine(checkpoint.directory, architecture, dtype, settings)
         except Exception as error:
             raise InvalidRequest(f"vLLM cannot start {settings.model}: {self._failures.reason(error)}") from error
+        self.window = 4 * self._engine.step_tokens
         # vLLM ties its engine to the event loop that first uses it, so it has one of its own from the start check on.
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()

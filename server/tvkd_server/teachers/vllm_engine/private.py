@@ -166,7 +166,8 @@ def _chunks(metadata: Any) -> list[Chunk]:
 class Engine:
     """vLLM's asynchronous engine on one checkpoint's value model.
 
-    `block` is the number of tokens that the prefix cache keeps together, 0 without a prefix cache.
+    `block` is the number of tokens that the prefix cache keeps together, 0 without a prefix cache; `step_tokens` is how
+    many one step of the engine reads.
     """
 
     def __init__(self, directory: Path, architecture: str, dtype: str, settings: ServeSettings) -> None:
@@ -196,6 +197,7 @@ class Engine:
         self.dtype = config.model_config.dtype
         self.vocab_size: int = config.model_config.hf_text_config.vocab_size
         self.longest_sequence: int = config.model_config.max_model_len
+        self.step_tokens: int = config.scheduler_config.max_num_batched_tokens
         self.block: int = config.cache_config.block_size if config.cache_config.enable_prefix_caching else 0
 
     async def rows(self, token_ids: list[int], *, read_prefix_cache: bool, **arguments: Any) -> Float32:

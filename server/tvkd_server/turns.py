@@ -1,0 +1,71 @@
+"""Whose prompt the teacher reads next: clients in turn, by the tokens that each asked for, and bulk after others."""
+
+import asyncio
+import heapq
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who waits for values: a client, by its address, and whether it fills the store in bulk."""
+
+    client: str = ""
+    bulk: bool = False
+
+
+@dataclass(order=True, slots=True)
+class _Prompt:
+    bulk: bool
+    start: float
+    number: int
+    tokens: int = field(compare=False)
+    admitted: "asyncio.Future[None]" = field(compare=False)
+
+
+class Turns:
+    """Lets prompts of at most `window` tokens, or one prompt, be with the teacher at once; the others wait here.
+
+    An engine answers in the order in which it is asked, so what is with it cannot be overtaken any more. The order here
+    is start-time fair queueing (Goyal, Vin & Cheng 1996): a prompt starts at the tokens that its client asked for
+    before it, and a client that comes anew starts where the others are.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._with_teacher = 0
+        self._clock = 0.0
+        self._numbers = count()
+        self._asked: dict[Asker, float] = {}
+        self._waiting: list[_Prompt] = []
+
+    @asynccontextmanager
+    async def turn(self, asker: Asker, tokens: int) -> AsyncIterator[None]:
+        """Wait until a prompt of so many tokens may go to the teacher. A cancelled one no longer waits."""
+        start = max(self._clock, self._asked.get(asker, 0.0))
+        self._asked[asker] = start + tokens
+        admitted = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, _Prompt(asker.bulk, start, next(self._numbers), tokens, admitted))
+        self._admit()
+        try:
+            await admitted
+            yield
+        finally:
+            if not admitted.cancelled():
+                self._with_teacher -= tokens
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting:
+            prompt = self._waiting[0]
+            if not prompt.admitted.done():  # and not cancelled while it waited
+                if self._with_teacher and self._with_teacher + prompt.tokens > self._window:
+                    return
+                self._clock = max(self._clock, prompt.start)
+                self._with_teacher += prompt.tokens
+                prompt.admitted.set_result(None)
+            heapq.heappop(self._waiting)
+        if not self._with_teacher:
+            self._asked.clear()
