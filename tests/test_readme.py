@@ -1,8 +1,9 @@
-"""The real teacher answers README's request with README's numbers, which are shortened to four decimals there."""
+"""README's request has README's answer from the real teacher, and its links are no dead ends in the package."""
 
 import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,13 @@ def test_the_request_in_readme_is_answered_as_it_says(tmp_path):
     )
     server.kill()
     assert same(json.loads(answer), json.loads(done.stdout)), done.stdout
+
+
+def test_the_package_s_description_has_no_link_that_leads_nowhere():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    text, hooks = README, project["tool"]["hatch"]["metadata"]["hooks"]
+    for change in hooks["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(change["pattern"], change["replacement"], text)
+    assert "| Training | settings, value sources, metrics |" in text
+    assert "[arXiv 2509.16965](https://arxiv.org/abs/2509.16965)" in text
+    assert all(link.startswith("https://") for link in re.findall(r"\]\(([^)]*)\)", text))

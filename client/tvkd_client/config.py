@@ -9,7 +9,7 @@ from trl.trainer.dpo_config import DPOConfig
 from tvkd_client.training_settings import TrainingSettings
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.objective import Objective
-from tvkd_shared.shaping import POTENTIALS, Shaping, check_choice, finite
+from tvkd_shared.shaping import Shaping, check_choice, finite
 
 
 @dataclass
@@ -42,12 +42,6 @@ class TVKDConfig(TrainingSettings, DPOConfig):
     @property
     def shaping(self) -> Shaping:
         return Shaping(*(getattr(self, choice.name) for choice in fields(Shaping)))
-
-    def reads(self, role: str) -> bool:
-        """Whether the objective reads a role's values where they are given."""
-        needs_teacher = self.objective != "tvkd" or self.alpha != 0
-        needs_base = needs_teacher and (self.objective != "tvkd" or POTENTIALS[self.potential].relative)
-        return {"teacher": needs_teacher, "teacher_reference": needs_base}.get(role, True)
 
     def temperatures_of(self, role: str) -> tuple[float, ...]:
         """The temperatures of the values that are read of a role; the log-probs of other roles need 1.0 alone."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from tvkd_client.dataset_flags import PROMPT_COLUMN
 from tvkd_shared.objective import Objective
-from tvkd_shared.shaping import Shaping
+from tvkd_shared.shaping import POTENTIALS, Shaping
 
 
 @dataclass
@@ -82,6 +82,12 @@ class TrainingSettings(Shaping):
         metadata={"help": "Resume from a checkpoint that another model, objective or reading trained; see tvkd.json."},
     )
     quiet: bool = field(default=False, metadata={"help": "Do not show the first pair before training."})
+
+    def reads(self, role: str) -> bool:
+        """Whether the objective reads a role's values where they are given."""
+        needs_teacher = self.objective != "tvkd" or self.alpha != 0
+        needs_base = needs_teacher and (self.objective != "tvkd" or POTENTIALS[self.potential].relative)
+        return {"teacher": needs_teacher, "teacher_reference": needs_base}.get(role, True)
 
 
 def help_text() -> str:
