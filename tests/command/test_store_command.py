@@ -139,6 +139,17 @@ def test_a_rescored_sample_becomes_a_certificate_that_a_trainer_can_demand(fille
     assert "10 sequences computed again by transformers" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_data_set_with_columns_of_other_names_is_rescored_as_it_was_prefetched(
+    filled, capsys, tiny_teacher, tmp_path
+):
+    renamed = (filled / "pairs.jsonl").read_text().replace('"prompt"', '"question"').replace('"chosen"', '"better"')
+    (tmp_path / "renamed.jsonl").write_text(renamed)
+    rescore = ["--model", tiny_teacher, "--dataset", tmp_path / "renamed.jsonl", "--tokenizer", tiny_teacher]
+    named = ["--prompt-column", "question", "--chosen-column", "better"]
+    code, said = run(capsys, "verify", "--store", filled / "values", "--rescore", 10, *rescore, *named)
+    assert code == 0 and said["certificate"]["sequences"] == 10
+
+
 def test_a_certificate_tells_wrong_values(filled, capsys, tiny_teacher, tmp_path):
     (teacher, provenance), *_ = StoreReader(filled / "values").teachers().items()
     with closing(StoreReader(filled / "values")) as right, closing(open_store(tmp_path / "wrong")) as wrong:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from tvkd.store import archive, info
+from tvkd_client.dataset_flags import DatasetFlags
 from tvkd_shared.dispatch import Entry, dispatch
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.settings import Command
@@ -50,20 +51,19 @@ class Info(Action, cli_prog_name="tvkd store info"):
         return 0
 
 
-class Verify(Action, cli_prog_name="tvkd store verify"):
+class Verify(DatasetFlags, Action, cli_prog_name="tvkd store verify"):
     """Read every byte of a store and check it. Exit code 1 when something is damaged.
 
     With --rescore, a random sample of a data set's completions is also computed again by transformers in float32, and
-    how far the stored values are off is kept in the store, as a certificate that a trainer can ask for.
+    how far the stored values are off is kept in the store, as a certificate that a trainer can ask for. The data set
+    is named by the flags of `tvkd prefetch`.
     """
 
     rescore: PositiveInt | None = Field(
         None, description="completions to compute again; needs model, dataset, tokenizer"
     )
     model: str | None = Field(None, description="rescore: the teacher's directory; its weights must be the store's")
-    dataset: str | None = Field(None, description="rescore: the pairs whose values are in the store, as for prefetch")
     tokenizer: str | None = Field(None, description="rescore: the tokenizer that they were fetched with")
-    split: str | None = Field(None, description="rescore: split of the data set; needed when it has several")
     seed: int = Field(0, description="rescore: which sample is drawn")
 
     def run(self) -> int:
@@ -77,8 +77,8 @@ class Verify(Action, cli_prog_name="tvkd store verify"):
             from tvkd.store.rescore import rescore  # noqa: PLC0415 - needs the trainer's packages
 
             certificate = rescore(
-                store, self.rescore, model=str(self.model), dataset=str(self.dataset), tokenizer=str(self.tokenizer),
-                split=self.split, seed=self.seed, progress=self.bar("Computing again"),
+                store, self.rescore, model=str(self.model), pairs=self.pairs, tokenizer=str(self.tokenizer),
+                seed=self.seed, progress=self.bar("Computing again"),
             )  # fmt: skip
         result = {
             "segments": len(store.catalog.segments),

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 import datasets
 import numpy as np
 
-from tvkd_client.dataset import load_preferences
 from tvkd_client.preference_tokens import load_tokenizer, tokenize_preferences
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.checkpoint import Checkpoint
@@ -33,9 +32,8 @@ def rescore(
     sequences: int,
     *,
     model: str,
-    dataset: str,
+    pairs: Callable[[], datasets.Dataset],
     tokenizer: str,
-    split: str | None,
     seed: int,
     progress: Callable[[list[Question]], Iterable[Question]],
 ) -> Certificate:
@@ -46,7 +44,7 @@ def rescore(
     set's completions are in the store.
     """
     teacher = _teacher(store, model)
-    sample = _sample(store, _questions(dataset, tokenizer, split, teacher), sequences, seed)
+    sample = _sample(store, _questions(pairs, tokenizer, teacher), sequences, seed)
     again = TransformersTeacher.load(ServeSettings(model=model, dtype="float32", device="cpu"))
     errors = asyncio.run(_errors(again, store, progress(sample)))
     certificate = Certificate(
@@ -73,11 +71,11 @@ def _teacher(store: StoreReader, model: str) -> str:
     raise TeacherMismatch(f"store {store.place} has no teacher with the weights and config of {model}")
 
 
-def _questions(dataset: str, tokenizer: str, split: str | None, teacher: str) -> list[Question]:
+def _questions(pairs: Callable[[], datasets.Dataset], tokenizer: str, teacher: str) -> list[Question]:
     """Every completion of the data set, each once."""
     datasets.disable_progress_bars()
     questions: dict[bytes, Question] = {}
-    for row in tokenize_preferences(load_preferences(dataset, split), load_tokenizer(tokenizer)):
+    for row in tokenize_preferences(pairs(), load_tokenizer(tokenizer)):
         prompt, completions = list(row["prompt_ids"]), [list(row["chosen_ids"]), list(row["rejected_ids"])]
         for key, completion in zip(completion_keys(teacher, prompt, completions), completions, strict=True):
             questions[key] = (prompt, completion, key)
