@@ -120,7 +120,7 @@ def _save_with(tokenizer, directory: Path, hidden_size: int) -> Path:
         max_position_embeddings=256,
         initializer_range=0.3,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|end|>")],
         pad_token_id=tokenizer.pad_token_id,
     )
     LlamaForCausalLM(config).save_pretrained(directory)

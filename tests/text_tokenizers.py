@@ -68,6 +68,7 @@ def merged(*, normalized: bool = False) -> PreTrainedTokenizerFast:
     bpe = models.BPE(trained["vocab"], merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(bpe)
     tokenizer.normalizer = normalizer
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return _fast(tokenizer)
 
 

@@ -69,11 +69,11 @@ class TVKDConfig(TrainingSettings, DPOConfig):
             )
 
     def _check_places(self) -> None:
-        for role in ("teacher", "teacher_reference", "reference"):
-            for name in (role, f"{role}_id"):
-                value = getattr(self, name)
-                if value is not None and not isinstance(value, str):
-                    raise InvalidRequest(f"{name} {value!r} is {type(value).__name__}, not text; put it in quotes")
+        roles = ("teacher", "teacher_reference", "reference")
+        for name in (*roles, *(f"{role}_id" for role in roles), "teacher_tokenizer"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InvalidRequest(f"{name} {value!r} is {type(value).__name__}, not text; put it in quotes")
         if not isinstance(self.value_concurrency, int) or self.value_concurrency < 1:
             raise InvalidRequest(f"value_concurrency {self.value_concurrency!r} is not a whole number of 1 or more")
 

@@ -7,6 +7,9 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import logsigmoid
 
+from tvkd_client.collator import Scores
+from tvkd_client.roles import Role
+
 FEW_TOKENS = 256
 """Tokens from which on the mean of A is taken for that of the data."""
 
@@ -19,20 +22,65 @@ DISPLACED = 1.0
 
 @dataclass(slots=True)
 class Batch:
-    """A batch's log-ratios and advantages, each float [2B, L − 1], 0 outside the mask of the completions' tokens."""
+    """A batch's log-ratios and advantages, each float [2B, L − 1], 0 outside the mask `kept`.
+
+    The mask is that of the completions' tokens. Where the teacher has a tokenizer of its own, it is that of each span's
+    last token, and the numbers are sums over spans. `delta` is Δ of each pair, [B], over all kept tokens.
+    """
 
     kept: torch.Tensor
     log_ratio: torch.Tensor
     advantage: torch.Tensor
+    delta: torch.Tensor
 
-    def margin(self, grid: torch.Tensor) -> torch.Tensor:
-        """Sum over the chosen completion less that over the rejected one, of each pair, [B]."""
-        chosen, rejected = grid.sum(1).chunk(2)
-        return chosen - rejected
+    @classmethod
+    def of(
+        cls,
+        policy_NL: torch.Tensor,
+        reference_NL: torch.Tensor,
+        kept_NL: torch.Tensor,
+        scores: Scores,
+        *,
+        base: Role | None,
+        spans_NL: torch.Tensor | None,
+    ) -> "Batch":
+        """From log-probs of the student and its reference, [2B, L − 1], and from what the roles say.
+
+        A is taken against the reference where `base` is None. `spans_NL` is None where spans are tokens.
+        """
+        teacher_NL = torch.from_numpy(scores.log_probs["teacher"]).to(policy_NL)
+        base_NL = torch.from_numpy(scores.log_probs[base]).to(policy_NL) if base else reference_NL
+        kept_NL = kept_NL.to(policy_NL)
+        log_ratio_NL = (policy_NL - reference_NL) * kept_NL
+        delta = margin(log_ratio_NL)
+        if spans_NL is not None:
+            if base != "teacher_reference":
+                base_NL = span_sums(base_NL, spans_NL)
+            log_ratio_NL = span_sums(log_ratio_NL, spans_NL)
+            kept_NL = span_ends(spans_NL).to(policy_NL)
+        return cls(kept_NL, log_ratio_NL, (teacher_NL - base_NL) * kept_NL, delta)
+
+
+def margin(grid_NL: torch.Tensor) -> torch.Tensor:
+    """Sum over the chosen completion less that over the rejected one, of each pair, [B]."""
+    chosen, rejected = grid_NL.sum(1).chunk(2)
+    return chosen - rejected
+
+
+def span_sums(grid_NL: torch.Tensor, spans_NL: torch.Tensor) -> torch.Tensor:
+    """Sums of tokens' numbers over spans, each in the place of the span's last token, [2B, L − 1], 0 elsewhere."""
+    width = grid_NL.size(1)
+    sums = grid_NL.new_zeros(len(grid_NL), width + 1)
+    return sums.scatter_add(1, spans_NL, grid_NL)[:, :width]
+
+
+def span_ends(spans_NL: torch.Tensor) -> torch.Tensor:
+    """Where a token is the last of its span, bool [2B, L − 1]."""
+    return spans_NL == torch.arange(spans_NL.size(1), device=spans_NL.device)
 
 
 def token_error(batch: Batch, strength: float, center: float) -> torch.Tensor:
-    """(lr_t − k·(A_t − c))² of each token, [2B, L − 1], 0 outside the completions."""
+    """(lr_t − k·(A_t − c))² of each token or span, [2B, L − 1], 0 outside the completions."""
     return (batch.log_ratio - strength * (batch.advantage - center)).square() * batch.kept
 
 
@@ -41,8 +89,8 @@ def soft_label_term(batch: Batch, beta: float, strength: float) -> torch.Tensor:
 
     −p·log σ(z) − (1 − p)·log σ(−z) = −log σ(z) + (1 − p)·z, because log σ(−z) = log σ(z) − z.
     """
-    p = torch.sigmoid(strength * batch.margin(batch.advantage))
-    return ((1 - p) * beta * batch.margin(batch.log_ratio)).mean()
+    p = torch.sigmoid(strength * margin(batch.advantage))
+    return ((1 - p) * beta * batch.delta).mean()
 
 
 def pair_metrics(dpo_B2: torch.Tensor, reward_B2: npt.NDArray[np.float64] | None) -> dict[str, torch.Tensor]:
@@ -67,7 +115,7 @@ SUMS = ("tokens", "A", "A²", "target", "target²", "error", "k3", "chosen", "A 
 
 
 def sums_of(batch: Batch, strength: float, center: float) -> torch.Tensor:
-    """The sums that the metrics are made of, float [9] in the order of `SUMS`, over the batch's tokens."""
+    """The sums that the metrics are made of, float [9] in the order of `SUMS`, over the batch's tokens, or spans."""
     kept, lr, A = (grid.detach().float() for grid in (batch.kept, batch.log_ratio, batch.advantage))
     target = strength * (A - center) * kept
     chosen = kept.clone()

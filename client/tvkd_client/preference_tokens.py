@@ -74,7 +74,10 @@ def check_vocabulary(
     if teacher.tokenizer_digest in (None, vocabulary_digest(tokenizer.get_vocab())):
         return
     another = f"tokenizer {tokenizer.name_or_path} has another vocabulary than teacher {teacher.name}"
-    accepted = "other_vocabulary (--other-vocabulary) accepts it, if it has the same ids for all that the data use"
+    accepted = (
+        "other_vocabulary (--other-vocabulary) accepts it, if it has the same ids for all that the data use, and a "
+        "training's teacher_tokenizer gives the teacher its own tokens of the text"
+    )
     if client is None:
         raise InvalidRequest(f"{another}, whose ids might stand for other words; {accepted}")
     ours, theirs = tokens_by_id(tokenizer.get_vocab()), client.vocabulary()

@@ -6,11 +6,10 @@ The store is the state: a run that was stopped is repeated, and what is stored a
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import Field, PositiveInt, SecretStr, model_validator
@@ -19,28 +18,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tvkd_client.batches import FillCount
 from tvkd_client.dataset_flags import DatasetFlags
+from tvkd_client.fills import Fill, Work, of_training
 from tvkd_client.http import TeacherClient
 from tvkd_client.own_server import running_server
-from tvkd_shared.errors import InvalidRequest, SequenceTooLong, TeacherMismatch, TokenOutOfRange
+from tvkd_shared.errors import SequenceTooLong, TeacherMismatch, TokenOutOfRange
 from tvkd_shared.wire import TeacherInfo, TokenItem
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
+    from tvkd_client.teacher_tokens import TeacherTokenizer
+
 # Modules that import datasets, transformers or TRL are imported in the functions that need them: `--help` and a wrong
 # port are answered before.
-
-
-class Fill(NamedTuple):
-    """One model's values at some temperatures: through a server, or else with a model's folder into a store."""
-
-    what: str
-    temperatures: list[float]
-    server: str | None
-    model: str | None
-    store: str | None
-    teacher_id: str | None
 
 
 class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
@@ -97,38 +88,69 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
         Raises the errors of `tvkd_shared.errors`.
         """
         if self.config is not None:
-            fills, name, splits, self.other_vocabulary = of_training(self.config, models=self.models)
+            work, self.other_vocabulary = of_training(self.config, models=self.models)
         else:
-            fills, name, splits = [self._only_fill()], str(self.tokenizer), lambda: {str(self.dataset): self.pairs()}
-        for fill in fills:
+            work = Work([self._only_fill()], str(self.tokenizer), lambda: {str(self.dataset): self.pairs()})
+        for fill in work.fills:
             if fill.server is not None:  # before the data are read, so that a wrong port is known at once
                 self._client(fill.server).teacher()
         import datasets  # noqa: PLC0415
 
+        from tvkd_client.completions import TEACHER_COLUMNS  # noqa: PLC0415
         from tvkd_client.preference_tokens import are_chats, load_tokenizer, tokenize_preferences  # noqa: PLC0415
+        from tvkd_client.teacher_tokens import add_teacher_tokens  # noqa: PLC0415
         from tvkd_client.token_rows import TOKEN_COLUMNS, spelled  # noqa: PLC0415
 
-        tokenizer, tokens, chats = load_tokenizer(name), [], False
-        for split, rows in splits().items():
-            whole = tokenize_preferences(rows, tokenizer, split)
-            chats = chats or are_chats(whole)
-            tokens.append(whole.select_columns(list(TOKEN_COLUMNS)))
+        tokenizer, tokens, chats = load_tokenizer(work.tokenizer), [], False
+        teachers = self._teacher_tokenizer(work)
+        for split, rows in work.splits().items():
+            made = tokenize_preferences(rows, tokenizer, split)
+            chats = chats or are_chats(made)
             if not self.quiet:
-                _say(f"the first of {len(tokens[-1]):,} pairs of {split} is\n{spelled(tokens[-1][0], tokenizer)}")
+                _say(f"the first of {len(made):,} pairs of {split} is\n{spelled(made[0], tokenizer)}")
+            if teachers is not None:
+                made = add_teacher_tokens(made, split, tokenizer, teachers)
+            tokens.append(made.select_columns([*TOKEN_COLUMNS, *(TEACHER_COLUMNS if teachers else ())]))
         pairs = datasets.concatenate_datasets(tokens)
-        return next(filter(None, (self._fill(fill, pairs, tokenizer, chats=chats) for fill in fills)), 0)
+        return next(filter(None, (self._fill(fill, pairs, tokenizer, teachers, chats=chats) for fill in work.fills)), 0)
+
+    def _teacher_tokenizer(self, work: Work) -> "TeacherTokenizer | None":
+        from tvkd_client.source import ServerSource  # noqa: PLC0415
+        from tvkd_client.teacher_tokens import teacher_tokenizer  # noqa: PLC0415
+
+        fill = next((fill for fill in work.fills if fill.what == "teacher"), None)
+        if work.teacher_tokenizer is None or fill is None:
+            return None
+        source = ServerSource(fill.server, api_key=self._api_key()) if fill.server else None
+        return teacher_tokenizer(work.teacher_tokenizer, source)
 
     def _only_fill(self) -> Fill:
         store = self.store if self.model else None
         return Fill("", self.temperatures, self.server, self.model, store, self.teacher_id)
 
+    def _api_key(self) -> str | None:
+        return self.api_key.get_secret_value() if self.api_key else None
+
     def _client(self, url: str) -> TeacherClient:
-        api_key = self.api_key.get_secret_value() if self.api_key else None
-        return TeacherClient(url, api_key=api_key, in_flight=self.in_flight)
+        return TeacherClient(url, api_key=self._api_key(), in_flight=self.in_flight)
 
-    def _fill(self, fill: Fill, pairs: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase", *, chats: bool) -> int:
+    def _fill(
+        self,
+        fill: Fill,
+        pairs: "datasets.Dataset",
+        tokenizer: "PreTrainedTokenizerBase",
+        teachers: "TeacherTokenizer | None",
+        *,
+        chats: bool,
+    ) -> int:
+        from tvkd_client.completions import TEACHER_COLUMNS  # noqa: PLC0415
         from tvkd_client.preference_tokens import check_vocabulary, other_template  # noqa: PLC0415
+        from tvkd_client.token_rows import TOKEN_COLUMNS  # noqa: PLC0415
 
+        own = teachers if fill.what != "reference" else None
+        if own is not None:
+            renamed = dict(zip(TEACHER_COLUMNS, TOKEN_COLUMNS, strict=True))
+            pairs = pairs.select_columns(list(TEACHER_COLUMNS)).rename_columns(renamed)
         with _server(fill) as url:
             client = self._client(url)
             teacher = client.teacher()
@@ -138,9 +160,11 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
                 _say(f"{fill.what}: {teacher.name}, id {teacher.id}")
             if teacher.tokenizer_digest is None:
                 _say("the teacher was saved without a tokenizer: whether the vocabularies agree was not checked")
+            elif own is not None and not self.other_vocabulary:
+                own.check(teacher, template=fill.what == "teacher")
             elif not self.other_vocabulary:
                 check_vocabulary(tokenizer, teacher, client, [pairs])
-            if chats and (warning := other_template(tokenizer, teacher)):
+            if chats and own is None and (warning := other_template(tokenizer, teacher)):
                 _say(warning)
             return _send(client, _fitting(pairs, teacher, skip_too_long=self.skip_too_long), fill.temperatures)
 
@@ -156,38 +180,6 @@ def _server(fill: Fill) -> Iterator[str]:
         running_server(str(fill.model), str(fill.store), Path(folder) / "server.log") as server,
     ):
         yield server.url
-
-
-Splits = Callable[[], "dict[str, datasets.Dataset]"]
-"""Reads the data sets, by the name of their split."""
-
-
-def of_training(file: str, *, models: bool) -> tuple[list[Fill], str, Splits, bool]:
-    """What a training file's run will read: its fills, tokenizer and splits, and its other_vocabulary.
-
-    Raises InvalidRequest for a role whose place is a store, unless `models` is set and the file names its model.
-    """
-    from tvkd_client.roles import Role  # noqa: PLC0415
-    from tvkd_client.source import is_server  # noqa: PLC0415
-    from tvkd_client.train import pairs_of, parse  # noqa: PLC0415
-
-    script, training, model, mixture = parse(["--config", file])
-    student = str(model.model_name_or_path)
-    checkpoints = {"teacher": training.teacher_model, "teacher_reference": training.teacher_reference_model}
-    fills = []
-    for role in get_args(Role):
-        place, checkpoint = getattr(training, role), checkpoints.get(role, student)
-        if not training.reads(role) or place is None:
-            continue
-        if not is_server(place) and (not models or checkpoint is None):
-            lacking = f"set {role}_model" if models else "add --models to run its model"
-            raise InvalidRequest(f"{role}: {place} is a store, which a model has to fill; {lacking}")
-        server, store = (place, None) if is_server(place) else (None, place)
-        temperatures = list(training.temperatures_of(role))
-        fills.append(Fill(role, temperatures, server, checkpoint, store, getattr(training, f"{role}_id")))
-    if not fills:
-        raise InvalidRequest(f"{file} names no place of values that its objective reads; set teacher, or reference")
-    return fills, student, partial(pairs_of, script, training, mixture), training.other_vocabulary
 
 
 def _fitting(pairs: "datasets.Dataset", teacher: TeacherInfo, *, skip_too_long: bool) -> "datasets.Dataset":

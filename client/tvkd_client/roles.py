@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from tvkd_client.config import TVKDConfig
 from tvkd_client.preference_tokens import are_chats, check_vocabulary, other_template
 from tvkd_client.source import ServerSource, ValueSource, check_certificate, source_at, teacher_of
+from tvkd_client.teacher_tokens import TeacherTokenizer
 from tvkd_shared.errors import InvalidRequest, TeacherMismatch, TVKDError
 
 logger = logging.getLogger(__name__)
@@ -70,11 +71,16 @@ def _check_base(args: TVKDConfig, sources: Sources) -> None:
 
 
 def check_models(
-    sources: Sources, args: TVKDConfig, tokenizer: PreTrainedTokenizerBase, data_sets: Iterable[Dataset]
+    sources: Sources,
+    args: TVKDConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    data_sets: Iterable[Dataset],
+    of_teacher: TeacherTokenizer | None,
 ) -> None:
-    """Raises InvalidRequest when a model has other tokens than the student in the data, or larger errors than asked.
+    """Raises InvalidRequest when a model has larger errors than asked, or other tokens than it is asked for.
 
-    A warning says where conversations are written by another chat template than a model's own.
+    Those are the student's in the data, and of teacher and teacher_reference those of `of_teacher` where it is set. A
+    warning says where conversations are written by another chat template than that of the model which reads them.
     """
     data_sets = list(data_sets)
     chats = any(map(are_chats, data_sets))
@@ -82,10 +88,16 @@ def check_models(
         with _named(role):
             if args.max_value_error is not None:
                 check_certificate(source, args.max_value_error)
-            model = teacher_of(source) if chats or not args.other_vocabulary else None
-            if chats and model and args.process_index == 0 and (warning := other_template(tokenizer, model)):
+            own = of_teacher if role != "reference" else None
+            by_student = chats and own is None
+            model = teacher_of(source) if by_student or not args.other_vocabulary else None
+            if model is None:
+                continue
+            if by_student and args.process_index == 0 and (warning := other_template(tokenizer, model)):
                 logger.warning("%s: %s", role, warning)
-            if not args.other_vocabulary and model is not None:
+            if own is not None and not args.other_vocabulary:
+                own.check(model, template=role == "teacher")
+            elif not args.other_vocabulary:
                 client = source.client if isinstance(source, ServerSource) else None
                 check_vocabulary(tokenizer, model, client, data_sets)
 

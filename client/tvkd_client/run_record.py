@@ -123,6 +123,8 @@ def objective_of(args: TVKDConfig) -> dict[str, Any]:
         used = {"strength": args.strength}
     if args.objective == "token":
         used |= {"center": args.center, "dpo_weight": args.dpo_weight}
+    if args.teacher_tokenizer is not None and args.reads("teacher"):
+        used |= {"teacher_tokenizer": "the teacher's"}
     return {"objective": args.objective, **used, "beta": args.beta, "loss_type": args.loss_type}
 
 

@@ -1,68 +1,82 @@
 """Pairs as the teacher's tokens, where its tokenizer is not the student's, and the spans that both have in common."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from datasets import Dataset
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
+from tvkd_client.completions import SPAN_COLUMNS, TEACHER_COLUMNS
 from tvkd_client.preference_tokens import load_tokenizer
 from tvkd_client.rows import Rows
-from tvkd_client.source import ServerSource, ValueSource, teacher_of
+from tvkd_client.source import ServerSource, ValueSource
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.spans import Spans, shared_spans, token_spans
+from tvkd_shared.spans import shared_spans, token_spans
 from tvkd_shared.text import TokenizedItem, tokenize
 from tvkd_shared.vocabulary import template_digest, vocabulary_digest
-from tvkd_shared.wire import Message, TextItem, first_mistake
-
-Tokenize = Callable[[Sequence[TextItem]], list[TokenizedItem]]
-
-TEACHER_COLUMNS = ("teacher_prompt_ids", "teacher_chosen_ids", "teacher_rejected_ids")
-"""Columns of the teacher's token ids."""
-
-SPAN_COLUMNS = ("chosen_spans", "rejected_spans")
-"""Columns of spans: their counts of the student's tokens, and of the teacher's, as in `Spans`."""
+from tvkd_shared.wire import Message, TeacherInfo, TextItem, first_mistake
 
 _ROWS_AT_ONCE = 64
 
 
-def teacher_tokenizer(setting: str, source: ValueSource) -> Tokenize:
-    """What divides text into the teacher's tokens: `server`, the teacher's server, or the tokenizer of a folder or hub
-    id.
+@dataclass(frozen=True, slots=True)
+class TeacherTokenizer:
+    """The tokenizer of a teacher: what divides text into its tokens, and the digests of its vocabulary and template.
 
-    Raises InvalidRequest when `server` is set and the source is none, or the tokenizer is not the teacher's.
+    `name` is the setting: `server`, or a folder or hub id.
+    """
+
+    name: str
+    divide: Callable[[Sequence[TextItem]], list[TokenizedItem]]
+    vocabulary: str | None
+    template: str | None
+
+    def check(self, model: TeacherInfo | None, *, template: bool = True) -> None:
+        """Raises InvalidRequest when the model is known to have another vocabulary or, with `template`, template."""
+        if model is None or model.tokenizer_digest is None:
+            return
+        ours, theirs = (self.vocabulary, self.template), (model.tokenizer_digest, model.chat_template_digest)
+        for what, our, their in zip(("vocabulary", "chat template")[: 1 + template], ours, theirs, strict=False):
+            if our != their:
+                raise InvalidRequest(
+                    f"teacher_tokenizer {self.name} has another {what} than model {model.name}; give the folder of "
+                    "that model's tokenizer"
+                )
+
+
+def teacher_tokenizer(setting: str, source: ValueSource | None) -> TeacherTokenizer:
+    """The tokenizer that a setting names: `server`, the teacher's server, or the tokenizer of a folder or hub id.
+
+    Raises InvalidRequest when `server` is set and the source is none, or there is no tokenizer in the folder.
     """
     if setting == "server":
         if not isinstance(source, ServerSource):
             raise InvalidRequest(
-                "teacher_tokenizer is server, and the teacher's values come from a store: give the folder of the "
+                "teacher_tokenizer is server, and the teacher's values do not come from one: give the folder of the "
                 "teacher's tokenizer"
             )
-        return source.tokenize
+        teacher = source.client.teacher()
+        return TeacherTokenizer(setting, source.tokenize, teacher.tokenizer_digest, teacher.chat_template_digest)
     tokenizer = load_tokenizer(setting)
-    teacher = teacher_of(source)
-    ours = (vocabulary_digest(tokenizer.get_vocab()), template_digest(tokenizer.chat_template))
-    theirs = (teacher.tokenizer_digest, teacher.chat_template_digest) if teacher else (None, None)
-    for what, our, their in zip(("vocabulary", "chat template"), ours, theirs, strict=True):
-        if teacher is not None and teacher.tokenizer_digest is not None and our != their:
-            raise InvalidRequest(
-                f"teacher_tokenizer {setting} has another {what} than teacher {teacher.name}; give the folder of that "
-                "model's tokenizer"
-            )
-    return lambda items: [tokenize(tokenizer, item) for item in items]
+    return TeacherTokenizer(
+        setting,
+        lambda items: [tokenize(tokenizer, item) for item in items],
+        vocabulary_digest(tokenizer.get_vocab()),
+        template_digest(tokenizer.chat_template),
+    )
 
 
-def add_teacher_tokens(
-    rows: Rows, name: str, student: PreTrainedTokenizerBase, divide: Tokenize, *, one_vocabulary: bool
-) -> Rows:
+def add_teacher_tokens(rows: Rows, name: str, student: PreTrainedTokenizerBase, teacher: TeacherTokenizer) -> Rows:
     """Rows of the student's tokens, as TRL prepares them, with TEACHER_COLUMNS and SPAN_COLUMNS.
 
-    `one_vocabulary` says that an id is the same token for both: then a completion that both divide into the same ids
-    has one span for each token. Raises InvalidRequest, naming the row, for messages that are more than role and text,
-    where the student's tokenizer divides a row otherwise than TRL has, and where a tokenizer or its chat template does
-    not tell which text its tokens stand for; and whatever `divide` raises.
+    Where both have one vocabulary, a completion that both divide into the same ids has one span for each token. Raises
+    InvalidRequest, naming the row, for messages that are more than role and text, where the student's tokenizer divides
+    a row otherwise than TRL has, and where a tokenizer or its chat template does not tell which text its tokens stand
+    for; and whatever `teacher.divide` raises.
     """
+    one_vocabulary = teacher.vocabulary == vocabulary_digest(student.get_vocab())
 
     def add(batch: Mapping[str, list[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
         pairs = [dict(zip(batch, cells, strict=True)) for cells in zip(*batch.values(), strict=True)]
@@ -70,7 +84,7 @@ def add_teacher_tokens(
         items = [text_item(pair, str(student.eos_token), place) for pair, place in zip(pairs, places, strict=True)]
         ours = [_students(student, item, pair, place) for item, pair, place in zip(items, pairs, places, strict=True)]
         columns: dict[str, list[Any]] = {column: [] for column in (*TEACHER_COLUMNS, *SPAN_COLUMNS)}
-        for place, our, their in zip(places, ours, divide(items), strict=True):
+        for place, our, their in zip(places, ours, teacher.divide(items), strict=True):
             spans = _spans_of_sides(our, their, place, one_vocabulary=one_vocabulary)
             cells = [their.prompt_token_ids, *their.completions, *spans]
             for column, cell in zip(columns.values(), cells, strict=True):
@@ -82,10 +96,24 @@ def add_teacher_tokens(
     return rows.map(add, with_indices=True, batched=True, batch_size=_ROWS_AT_ONCE, **fresh)
 
 
-def spans_of(column: Sequence[Sequence[int]]) -> Spans:
-    """The spans in a cell of SPAN_COLUMNS."""
-    student, teacher = (np.asarray(counts, np.int64) for counts in column)
-    return Spans(student, teacher)
+def with_whole_spans(rows: Rows, name: str, max_length: int, say: Callable[[str], None]) -> Rows:
+    """The rows of which `max_length` leaves at least one span of each completion. `say` is told how many it drops.
+
+    Raises InvalidRequest when it leaves none.
+    """
+
+    def has_spans(row: Mapping[str, Any]) -> bool:
+        kept = max_length - len(row["prompt_ids"])
+        return all(row[column][0][0] <= kept for column in SPAN_COLUMNS)
+
+    left = rows.filter(has_spans)
+    if isinstance(rows, Dataset) and len(left) < len(rows):
+        dropped = f"{len(rows) - len(left):,} of {len(rows):,} pairs of {name}"
+        why = f"max_length {max_length} leaves no token of a completion that student and teacher both end"
+        if not len(left):
+            raise InvalidRequest(f"{why}, in any of {len(rows):,} pairs of {name}; raise it")
+        say(f"{why}, in {dropped}, which are dropped")
+    return left
 
 
 def text_item(pair: Mapping[str, Any], eos_token: str, place: str) -> TextItem:

@@ -10,9 +10,7 @@ to TRL's loss, made of the log-probs of the same forward pass.
 """
 
 import logging
-import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from itertools import islice
 from typing import Any
 
@@ -20,9 +18,8 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
-from tqdm.auto import tqdm
 
-from tvkd_client.collator import SCORES, ScoreCollator, Scores
+from tvkd_client.collator import SCORES, SPANS, ScoreCollator, resolved
 from tvkd_client.config import TVKDConfig
 from tvkd_client.ending import Ending
 from tvkd_client.objective import (
@@ -32,24 +29,19 @@ from tvkd_client.objective import (
     metrics_of,
     pair_metrics,
     soft_label_term,
+    span_ends,
     sums_of,
     token_error,
     warning_of,
 )
 from tvkd_client.roles import Sources, base_role, check_models, open_sources
 from tvkd_client.run_record import RunRecord
-from tvkd_client.source import ServerSource
-from tvkd_client.survey import batches, check_complete, check_data, mean_advantage, reference_difference
+from tvkd_client.survey import check_complete, check_data, check_reference, fill, mean_advantage
+from tvkd_client.teacher_tokens import add_teacher_tokens, teacher_tokenizer, with_whole_spans
 from tvkd_client.trl_private import ObservedModel, OpenDPOTrainer, check
-from tvkd_shared.errors import InvalidRequest, WrongAnswer
+from tvkd_shared.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
-
-PAIRS_A_BARRIER = 64
-"""Pairs that are filled between two barriers: far less work than the process group's timeout allows."""
-
-TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
-"""Nats a token between stored and computed reference log-probs: in float32, and in bfloat16 or float16."""
 
 
 class TVKDTrainer(OpenDPOTrainer):
@@ -85,6 +77,9 @@ class TVKDTrainer(OpenDPOTrainer):
             args, self.sources, {"train": train_dataset} | (evals if isinstance(evals, dict) else {"eval": evals})
         )
         self.record.check(args.resume_from_checkpoint)
+        self.teacher_tokenizer = None
+        if args.teacher_tokenizer is not None and "teacher" in self.sources:
+            self.teacher_tokenizer = teacher_tokenizer(args.teacher_tokenizer, self.sources["teacher"])
         if self.sources:
             for rows in (train_dataset, evals):
                 check_data(rows, bulk=args.bulk)
@@ -147,7 +142,10 @@ class TVKDTrainer(OpenDPOTrainer):
         if self.settings.objective != "token" or not samples:
             return samples, items
         # A step's token loss is the mean over all its tokens, however they are spread over micro-batches and processes.
-        tokens = torch.stack([sample["completion_mask"][:, 1:].sum() for sample in samples]).sum()
+        counted = [
+            span_ends(sample[SPANS]) if SPANS in sample else sample["completion_mask"][:, 1:] for sample in samples
+        ]
+        tokens = torch.stack([mask.sum() for mask in counted]).sum()
         processes = self.accelerator.num_processes
         total = self.accelerator.reduce(tokens.to(self.accelerator.device), "sum") if processes > 1 else tokens
         self._tokens_a_micro_batch = float(total) / (len(samples) * processes)
@@ -160,11 +158,11 @@ class TVKDTrainer(OpenDPOTrainer):
         if SCORES not in inputs:
             return loss_of_trl(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
-        pending = inputs.pop(SCORES)
+        pending, spans = inputs.pop(SCORES), inputs.pop(SPANS, None)
         # The reference forward pass comes before the wait, because the values arrive meanwhile.
         computed = None if "reference" in self.sources else self._computed_reference(inputs)
-        scores, waited = _resolved(pending)
-        references, reference_NL = computed or _stored_reference(scores, inputs["input_ids"].device)
+        scores, waited = resolved(pending)
+        references, reference_NL = computed or scores.reference(inputs["input_ids"].device)
 
         reward_B2 = None
         inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = references
@@ -183,11 +181,8 @@ class TVKDTrainer(OpenDPOTrainer):
         sides = zip(policy_NL.detach().sum(1).chunk(2), references, strict=True)
         dpo_B2 = self.beta * torch.stack([log_prob - reference for log_prob, reference in sides], 1)
         if self.settings.objective != "tvkd":
-            kept = inputs["completion_mask"][:, 1:].to(policy_NL)
-            base = base_role(self.sources)
-            base_NL = torch.from_numpy(scores.log_probs[base]).to(policy_NL) if base else reference_NL
-            advantage = torch.from_numpy(scores.log_probs["teacher"]).to(policy_NL) - base_NL
-            batch = Batch(kept, (policy_NL - reference_NL) * kept, advantage * kept)
+            kept_NL, base = inputs["completion_mask"][:, 1:], base_role(self.sources)
+            batch = Batch.of(policy_NL, reference_NL, kept_NL, scores, base=base, spans_NL=spans)
             loss = self._objective(batch, loss)
             self._log_tokens(batch)
         self._log_pairs(dpo_B2, reward_B2, waited)
@@ -244,9 +239,9 @@ class TVKDTrainer(OpenDPOTrainer):
 
     def _check_sources(self) -> None:
         """Checks models and stores against the tokenised data, and fills the servers' stores for `bulk`."""
-        check_models(self.sources, self.settings, self.text_tokenizer, self._splits().values())
+        check_models(self.sources, self.settings, self.text_tokenizer, self._splits().values(), self.teacher_tokenizer)
         if self.settings.bulk:
-            self._fill()
+            fill(self.sources, self._splits(), self.accelerator, quiet=bool(self.args.disable_tqdm))
         check_complete(self.sources, self._splits())
 
     def _ending(self) -> Ending:
@@ -260,23 +255,6 @@ class TVKDTrainer(OpenDPOTrainer):
             name: rows for name, rows in {"train": self.train_dataset, **evals}.items() if isinstance(rows, Dataset)
         }
 
-    def _fill(self) -> None:
-        """Has the servers compute the values of every row. Rank 0 alone asks; the others wait for it."""
-        servers = [source for source in self.sources.values() if isinstance(source, ServerSource)]
-        if not servers:
-            raise InvalidRequest("bulk fills a server's store, and no role has a server; leave it out")
-        splits, first = self._splits().values(), self.accelerator.is_main_process
-        with tqdm(
-            total=sum(map(len, splits)), desc="Filling the value store", disable=self.args.disable_tqdm or not first
-        ) as bar:
-            for rows in splits:
-                for pairs in batches(rows, PAIRS_A_BARRIER):
-                    if first:
-                        for server in servers:
-                            server.fill(*pairs)
-                        bar.update(len(pairs[0]) // 2)
-                    self.accelerator.wait_for_everyone()
-
     def _mean_advantage(self) -> float:
         """c: the mean of A_t over the training data. Rank 0 alone reads it."""
         if not isinstance(self.train_dataset, Dataset):
@@ -285,6 +263,13 @@ class TVKDTrainer(OpenDPOTrainer):
         if self.accelerator.is_main_process:
             mean = [mean_advantage(self.sources, self.train_dataset, self.settings.max_length)]
         return float(broadcast_object_list(mean)[0])
+
+    def complete_rows(self, rows: Any, name: str, say: Callable[[str], None]) -> Any:
+        if self.teacher_tokenizer is None:
+            return rows
+        rows = add_teacher_tokens(rows, name, self.text_tokenizer, self.teacher_tokenizer)
+        longest = self.settings.max_length
+        return rows if longest is None else with_whole_spans(rows, name, longest, say)
 
     def reference_rows(self, dataset: Dataset | IterableDataset) -> Dataset | None:
         if "reference" not in self.sources:
@@ -297,30 +282,9 @@ class TVKDTrainer(OpenDPOTrainer):
     def check_reference(self, rows: Dataset) -> None:
         """Raises WrongAnswer when stored reference log-probs differ from those that TRL computed on the first batch."""
         self._check_sources()  # TRL calls this in the constructor, before anything else is read
-        reference = self.sources["reference"]
-        worst = reference_difference(reference, rows, self.settings.max_length)
+        args = self.settings
         model: Any = self.model
-        half = model.dtype != torch.float32 or self.args.bf16 or self.args.fp16
-        tolerance = self.settings.reference_tolerance
-        tolerance = (HALF_TOLERANCE if half else TOLERANCE) if tolerance is None else tolerance
-        if not worst <= tolerance:
-            raise WrongAnswer(
-                f"reference: stored log-probs differ from those of the student before training by {worst:.2g} nats a "
-                f"token on the first batch, more than {tolerance:g}: model {reference.teacher_id} is not "
-                "this student; fill the store from its checkpoint, or allow more with reference_tolerance"
-            )
-
-
-def _stored_reference(scores: Scores, device: Any) -> tuple[tuple[Any, Any], Any]:
-    """Reference log-probs of chosen and rejected, [B] each, and of each token, [2B, L − 1], from a store."""
-    stored_NL = scores.log_probs["reference"]
-    chosen, rejected = (torch.from_numpy(half.sum(1)).float().to(device) for half in np.split(stored_NL, 2))
-    return (chosen, rejected), torch.from_numpy(stored_NL).float().to(device)
-
-
-def _resolved(scores: "Scores | Future[Scores]") -> tuple[Scores, float]:
-    """The scores, and the seconds spent waiting for them."""
-    if not isinstance(scores, Future):
-        return scores, 0.0
-    start = time.perf_counter()
-    return scores.result(), time.perf_counter() - start
+        half = model.dtype != torch.float32 or args.bf16 or args.fp16
+        check_reference(
+            self.sources["reference"], rows, args.max_length, tolerance=args.reference_tolerance, half=bool(half)
+        )

@@ -58,6 +58,13 @@ class TrainingSettings(Shaping):
     teacher_reference_model: str | None = field(
         default=None, metadata={"help": "The same for teacher_reference; that of reference is model_name_or_path."}
     )
+    teacher_tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "The teacher's tokens: the student's own, or the teacher's of the same text, made by its server"
+            " (`server`) or with the tokenizer of a folder."
+        },
+    )
     bulk: bool = field(default=False, metadata={"help": "Have servers compute all values before the first step."})
     reference_tolerance: float | None = field(
         default=None,

@@ -8,7 +8,7 @@ is refused with one line.
 import inspect
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.scripts.utils import TrlParser
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from tvkd_client.completions import SPAN_COLUMNS, TEACHER_COLUMNS
 from tvkd_client.token_rows import TOKEN_COLUMNS, token_rows
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.versions import supported
@@ -29,6 +30,7 @@ _SIGNATURES = {
     "_precompute_ref_logps": ["self", "dataset", "name", "batch_size"],
     "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
     "_send_telemetry": ["self"],
+    "_set_signature_columns_if_needed": ["self"],
     "compute_ref_log_probs": ["self", "model", "inputs"],
 }
 
@@ -116,15 +118,30 @@ class OpenDPOTrainer(DPOTrainer):
     ) -> datasets.Dataset | datasets.IterableDataset:
         # All rows come this way, those to train on and those to evaluate with, now or later.
         prepare = super()._prepare_dataset
-        return token_rows(
+
+        def say(line: str) -> None:
+            if args.process_index == 0:
+                print(f"tvkd: {line}", file=sys.stderr)
+
+        tokens = token_rows(
             dataset,
             dataset_name,
             self._tokenizer,
             lambda rows: prepare(rows, processing_class, args, dataset_name),
             max_length=args.max_length,
-            say=lambda line: print(f"tvkd: {line}", file=sys.stderr) if args.process_index == 0 else None,
+            say=say,
             show=dataset_name == "train" and not args.quiet,
         )
+        return self.complete_rows(tokens, dataset_name, say)
+
+    def complete_rows(self, rows: Any, name: str, say: Callable[[str], None]) -> Any:
+        """Rows of tokens with what a trainer adds to them. `say` tells the user a line, in one process."""
+        return rows
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
+        kept: Any = self._signature_columns  # the columns that reach the collator
+        self._signature_columns = list(dict.fromkeys([*kept, *TEACHER_COLUMNS, *SPAN_COLUMNS]))  # type: ignore[assignment]
 
     def reference_rows(self, dataset: datasets.Dataset | datasets.IterableDataset) -> datasets.Dataset | None:
         """Rows whose reference log-probs are compared, because batches bring their own; None to compute all rows'."""

@@ -50,6 +50,11 @@ def advantage(value_S: Float64, logit_T: Float64, base_value_S: Float64, base_lo
     return log_prob(logit_T, value_S[:-1]) - log_prob(base_logit_T, base_value_S[:-1])
 
 
+def sums_so_far(advantages_T: npt.ArrayLike) -> Float64:
+    """Σ_{i<t} A_i of each state, float64 [T + 1]: potential implicit, from A of each token or span, [T]."""
+    return np.append(0.0, np.cumsum(np.asarray(advantages_T, np.float64)))
+
+
 POTENTIALS: dict[Potential, PotentialDefinition] = {
     "soft-value": PotentialDefinition(lambda tau: (value_column(tau),), lambda value_S: value_S),
     # V_τ of the normalised log-probs.
@@ -59,7 +64,7 @@ POTENTIALS: dict[Potential, PotentialDefinition] = {
     "entropy": PotentialDefinition(lambda _: (ENTROPY,), lambda entropy_S: entropy_S),
     # Σ_{i<t} A_i, so that ψ_t = A_t with γ = 1.
     "implicit": PotentialDefinition(
-        lambda _: (VALUE, ACTION_LOGIT), lambda *rows: np.append(0.0, np.cumsum(advantage(*rows))), relative=True
+        lambda _: (VALUE, ACTION_LOGIT), lambda *rows: sums_so_far(advantage(*rows)), relative=True
     ),
 }
 """Every potential by its name. To add one, add an entry here and its name to `Potential`."""
@@ -133,8 +138,14 @@ class Shaping:
                 )
             records.append(base)
         rows = [cut(one, name, kept) for one in records for name in self.columns]
-        end_kept = end if end is not None and end <= kept else None
-        phi_S = POTENTIALS[self.potential].phi(*rows)
+        return self._psi(POTENTIALS[self.potential].phi(*rows), end)
+
+    def of_advantages(self, advantages_N: npt.ArrayLike, *, end: int | None) -> float:
+        """S of potential implicit from A of each kept token or span, [N]; `end` counts tokens or spans as in `of`."""
+        return aggregate(self._psi(sums_so_far(advantages_N), end), self.aggregate)
+
+    def _psi(self, phi_S: Float64, end: int | None) -> Float64:
+        end_kept = end if end is not None and end < len(phi_S) else None
         return shaping(phi_S, gamma=self.gamma, terminal=self.terminal, end=end_kept, form=self.form)
 
 

@@ -44,6 +44,22 @@ class Spans:
         count = int(np.searchsorted(self.student_counts, kept, "right"))
         return Spans(self.student_counts[:count], self.teacher_counts[:count])
 
+    def until(self, end: int) -> int:
+        """How many spans there are up to and including the one that has the student's token number `end`, from 1."""
+        return int(np.searchsorted(self.student_counts, end)) + 1
+
+    def teacher_end(self, end: int) -> int:
+        """How many of the teacher's tokens go up to its end of turn, where the student's token number `end` ends it.
+
+        An end-of-turn token that begins a span is the first token of that span for the teacher too. Where the span has
+        text before it, the teacher's turn ends with the span.
+        """
+        span = self.until(end) - 1
+        student_before, teacher_before = (
+            int(counts[span - 1]) if span else 0 for counts in (self.student_counts, self.teacher_counts)
+        )
+        return teacher_before + 1 if end == student_before + 1 else int(self.teacher_counts[span])
+
 
 def token_spans(tokens: int) -> Spans:
     """The spans of a completion that both sides divide into the same tokens: each token is one."""

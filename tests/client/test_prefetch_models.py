@@ -9,9 +9,10 @@ import sys
 import pytest
 import torch
 import yaml
-from preference_rows import plain
+from preference_rows import conversational, plain
 from safetensors.torch import load_file
 
+from running_server import start_server
 from tvkd.cli import main as tvkd
 from tvkd_client.source import StoreSource
 
@@ -59,9 +60,21 @@ def test_a_training_s_file_fills_its_store_and_the_training_runs_without_a_serve
     assert re.search(r"lacks completions of model \w+ \(train: 8 of 8 missing\)", capsys.readouterr().err)
 
 
-def test_two_processes_train_on_the_tokens_of_the_step_as_one_does(training, tmp_path):
+@pytest.fixture
+def two_tokenizers(byte_teacher, merged_student, tmp_path):
+    """Settings of a training whose teacher has a tokenizer of its own."""
+    pairs = write(tmp_path / "chats.jsonl", conversational(4, seed=7001))
+    return {
+        "dataset_name": pairs, "model_name_or_path": str(merged_student), "reference_id": merged_student.name,
+        "teacher_tokenizer": str(byte_teacher), "teacher_model": str(byte_teacher), "teacher_id": byte_teacher.name,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("own_tokenizer", [False, True], ids=["one-tokenizer", "two-tokenizers"])
+def test_two_processes_train_on_the_tokens_of_the_step_as_one_does(training, tmp_path, two_tokenizers, own_tokenizer):
     """Micro-batches of unequal length: a mean for each process would weigh their tokens otherwise."""
     both = {"train_sampling_strategy": "sequential", "learning_rate": 0.01, "optim": "sgd", "save_strategy": "no"}
+    both |= two_tokenizers if own_tokenizer else {}
     one = training(**both, output_dir=str(tmp_path / "one"), per_device_train_batch_size=4)
     assert tvkd(["prefetch", "--config", one, "--models", "--quiet"]) == 0
     assert tvkd(["train", "--config", one]) == 0
@@ -80,6 +93,34 @@ def test_two_processes_train_on_the_tokens_of_the_step_as_one_does(training, tmp
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, weight in first.items():
         assert torch.allclose(weight, second[name], atol=1e-6), name
+
+
+def test_a_training_s_file_fills_the_teacher_s_own_tokens_through_its_server(
+    training, two_tokenizers, byte_teacher, tmp_path, capsys
+):
+    server = start_server(byte_teacher, tmp_path / "of-teacher")
+    of_server = {"teacher": server.url, "teacher_tokenizer": "server", "objective": "tvkd"}
+    path = training(**two_tokenizers | of_server | {"reference": None, "reference_id": None})
+    try:
+        assert tvkd(["prefetch", "--config", path]) == 0
+        assert "8 sequences" in capsys.readouterr().out
+        assert tvkd(["train", "--config", path]) == 0
+        assert server.metric("tvkd_computed_completions_total") == 8  # the training found them all
+    finally:
+        server.kill()
+
+
+def test_a_teacher_s_tokenizer_that_is_another_s_is_refused_before_anything_is_computed(
+    training, two_tokenizers, merged_student, capsys
+):
+    path = training(**two_tokenizers | {"teacher_tokenizer": str(merged_student)})
+    assert tvkd(["prefetch", "--config", path, "--models"]) == 2
+    told = capsys.readouterr()
+    assert "has another vocabulary than model byte-llama" in told.err and "sequences" not in told.out
+    assert tvkd(["prefetch", "--config", training(**two_tokenizers | {"teacher_tokenizer": "server"}), "--models"]) == 2
+    assert "do not come from one: give the folder" in capsys.readouterr().err
+    assert tvkd(["prefetch", "--config", training(**two_tokenizers | {"teacher_tokenizer": None}), "--models"]) == 2
+    assert "teacher_tokenizer gives the teacher its own tokens" in capsys.readouterr().err
 
 
 def test_a_model_s_folder_fills_a_store(tiny_teacher, training, tmp_path, capsys):

@@ -6,11 +6,13 @@ from datasets import Dataset
 
 from running_server import start_server
 from text_tokenizers import CHAT_TEMPLATE, byte_level, merged, words
+from tvkd_client.completions import SPAN_COLUMNS, TEACHER_COLUMNS, spans_of
 from tvkd_client.preference_tokens import tokenize_preferences
-from tvkd_client.source import ServerSource, StoreSource
-from tvkd_client.teacher_tokens import SPAN_COLUMNS, TEACHER_COLUMNS, add_teacher_tokens, spans_of, teacher_tokenizer
+from tvkd_client.source import ServerSource, StoreSource, teacher_of
+from tvkd_client.teacher_tokens import TeacherTokenizer, add_teacher_tokens, teacher_tokenizer, with_whole_spans
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.text import tokenize
+from tvkd_shared.vocabulary import vocabulary_digest
 
 
 def chat(prompt, chosen, rejected):
@@ -22,13 +24,12 @@ CHATS = Dataset.from_list([chat("the 😀?", "naïve 👍🏽 日本", " the\n")
 TEXTS = Dataset.from_list([{"prompt": "the\n", "chosen": "teacher 🇯🇫", "rejected": "naïve<eos>"}])
 
 
-def local(tokenizer):
-    return lambda items: [tokenize(tokenizer, item) for item in items]
+def local(tokenizer, vocabulary=None):
+    return TeacherTokenizer("here", lambda items: [tokenize(tokenizer, item) for item in items], vocabulary, None)
 
 
-def with_teacher_tokens(rows, student, teacher, **options):
-    tokens = tokenize_preferences(rows, student)
-    return add_teacher_tokens(tokens, "train", student, local(teacher), **{"one_vocabulary": False} | options)
+def with_teacher_tokens(rows, student, teacher, vocabulary=None):
+    return add_teacher_tokens(tokenize_preferences(rows, student), "train", student, local(teacher, vocabulary))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_the_server_and_the_teachers_folder_give_the_same_tokens_as_trl_makes_wi
     source = ServerSource(server.url)
     rows_of_student = tokenize_preferences(rows, merged())
     divide = [teacher_tokenizer(setting, source) for setting in ("server", str(byte_teacher))]
-    made = [add_teacher_tokens(rows_of_student, "", merged(), each, one_vocabulary=False).to_list() for each in divide]
+    made = [add_teacher_tokens(rows_of_student, "", merged(), each).to_list() for each in divide]
     assert made[0] == made[1]
     by_trl = tokenize_preferences(rows, byte_level())
     for row, teachers in zip(made[0], by_trl, strict=True):
@@ -66,7 +67,7 @@ def test_spans_partition_the_tokens_of_both(rows, teacher):
 
 
 def test_with_one_vocabulary_each_token_is_a_span_also_where_a_character_is_several():
-    (row,) = with_teacher_tokens(TEXTS, byte_level(), byte_level(), one_vocabulary=True)
+    (row,) = with_teacher_tokens(TEXTS, byte_level(), byte_level(), vocabulary_digest(byte_level().get_vocab()))
     assert row["chosen_spans"] == [list(range(1, len(row["chosen_ids"]) + 1))] * 2
     (row,) = with_teacher_tokens(TEXTS, byte_level(), byte_level())
     assert len(row["chosen_spans"][0]) < len(row["chosen_ids"])  # what is not said to be one, is compared by text
@@ -88,7 +89,7 @@ def test_what_text_items_do_not_carry_is_refused_with_its_row():
     ]:
         changed = Dataset.from_list([rows[0] | change])
         with pytest.raises(InvalidRequest, match=f"^data set train, row 0: .*{says}"):
-            add_teacher_tokens(changed, "train", merged(), local(byte_level()), one_vocabulary=False)
+            add_teacher_tokens(changed, "train", merged(), local(byte_level()))
 
 
 def test_a_template_that_rewrites_answers_is_refused_on_either_side():
@@ -101,16 +102,34 @@ def test_a_template_that_rewrites_answers_is_refused_on_either_side():
 
 def test_a_wrong_teacher_tokenizer_is_told_in_one_line(server, byte_teacher, tmp_path):
     source = ServerSource(server.url)
+    teacher = source.client.teacher()
     merged().save_pretrained(tmp_path / "merged")
-    with pytest.raises(InvalidRequest, match="has another vocabulary than teacher byte-llama; give the folder"):
-        teacher_tokenizer(str(tmp_path / "merged"), source)
+    with pytest.raises(InvalidRequest, match="has another vocabulary than model byte-llama; give the folder"):
+        teacher_tokenizer(str(tmp_path / "merged"), source).check(teacher)
     byte_level(template=CHAT_TEMPLATE + " ").save_pretrained(tmp_path / "template")
-    with pytest.raises(InvalidRequest, match="has another chat template than teacher byte-llama"):
-        teacher_tokenizer(str(tmp_path / "template"), source)
+    other_template = teacher_tokenizer(str(tmp_path / "template"), source)
+    with pytest.raises(InvalidRequest, match="has another chat template than model byte-llama"):
+        other_template.check(teacher)
+    other_template.check(teacher, template=False)  # token ids of a text are asked for, and no template
     with pytest.raises(InvalidRequest, match="cannot be read"):
         teacher_tokenizer(str(tmp_path), source)
     source.fill([[5, 6]], [[7]])
     store = StoreSource(server.store_path)
-    with pytest.raises(InvalidRequest, match="come from a store: give the folder of the teacher's tokenizer"):
+    with pytest.raises(InvalidRequest, match="do not come from one: give the folder of the teacher's tokenizer"):
         teacher_tokenizer("server", store)
-    assert teacher_tokenizer(str(byte_teacher), store)
+    teacher_tokenizer(str(byte_teacher), store).check(teacher_of(store))
+
+
+def test_pairs_of_which_no_whole_span_is_left_are_dropped_and_counted():
+    rows = with_teacher_tokens(CHATS, merged(), byte_level())
+    first = [max(row[column][0][0] for column in SPAN_COLUMNS) + len(row["prompt_ids"]) for row in rows]
+    assert first[0] != first[1]
+    told = []
+    longest = max(first) - 1
+    (left,) = with_whole_spans(rows, "train", longest, told.append)
+    assert left["prompt_ids"] == rows[first.index(min(first))]["prompt_ids"]
+    assert len(told) == 1 and told[0].startswith(f"max_length {longest} ") and "1 of 2 pairs of train" in told[0]
+    assert len(list(with_whole_spans(rows.to_iterable_dataset(), "train", longest, told.append))) == 1
+    with pytest.raises(InvalidRequest, match=r"max_length 1 .* in any of 2 pairs of train"):
+        with_whole_spans(rows, "train", 1, told.append)
+    assert len(with_whole_spans(rows, "train", max(first), told.append)) == 2 and len(told) == 1

@@ -92,6 +92,28 @@ def test_spans_of_known_borders(student, teacher, expected):
 
 
 @pytest.mark.parametrize(
+    ("student", "teacher", "end", "spans", "of_teacher"),
+    [
+        # A turn's end is the first of its span's tokens, and a template writes more behind it.
+        ([1, 2, 2, 2], [2, 2, 2], 3, 2, 2),
+        ([1, 2], [1, 2], 2, 2, 2),
+        # The student's end belongs to the text's span, because the teacher's template writes none.
+        ([1, 2, 2], [1, 2], 3, 2, 2),
+        ([1, 1], [1], 2, 1, 1),
+    ],
+)
+def test_the_end_of_a_turn_is_the_teachers_end(student, teacher, end, spans, of_teacher):
+    shared = shared_spans(student, teacher)
+    assert (shared.until(end), shared.teacher_end(end)) == (spans, of_teacher)
+
+
+@given(st.integers(1, 40), st.data())
+def test_with_one_tokenizer_a_turn_ends_where_it_ends(tokens, data):
+    end = data.draw(st.integers(1, tokens))
+    assert token_spans(tokens).teacher_end(end) == token_spans(tokens).until(end) == end
+
+
+@pytest.mark.parametrize(
     ("student", "teacher", "says"),
     [
         ([1, 2], [1, 3], "2 characters .* 3"),

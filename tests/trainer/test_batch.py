@@ -13,6 +13,8 @@ from teacher_source import TeacherSource
 
 from tvkd_client import ServerSource, TeacherClient
 from tvkd_client.collator import SCORES
+from tvkd_client.completions import Completions
+from tvkd_client.token_rows import TOKEN_COLUMNS
 from tvkd_shared.errors import InvalidRequest, TeacherMismatch, TeacherUnavailable, WrongAnswer
 from tvkd_shared.record import Record
 
@@ -57,7 +59,8 @@ def test_values_are_asked_for_whole_and_read_cut(make_trainer, source):
     assert any(n < len(completion) for n, completion in zip(kept, completions, strict=True))
     shaping = cut.data_collator(examples)[SCORES].result().shaping
     mask = np.arange(10) < np.array(kept)[:, None]
-    by_hand = whole.data_collator.scores(prompts, completions, mask).shaping
+    columns = {name: [row[name] for row in examples] for name in TOKEN_COLUMNS}
+    by_hand = whole.data_collator.scores(Completions(columns, kept), mask).shaping
     assert np.array_equal(shaping, by_hand)
     assert not np.array_equal(shaping, whole.data_collator(examples)[SCORES].result().shaping)
 

@@ -31,6 +31,7 @@ from tvkd_shared.errors import InvalidRequest
         ("reference_tolerance", -1.0),
         ("teacher", 8077),
         ("reference_id", 12345),
+        ("teacher_tokenizer", True),
         ("value_concurrency", 0),
         ("teacher_id", 12345),
         ("beta", 0.0),
