@@ -63,10 +63,7 @@ def tokenize(
         encoded = texts.encode(text)
         ids: list[int] = encoded["input_ids"]
         if ids[: len(prompt_ids)] != prompt_ids or not prompt_ids:
-            raise InvalidRequest(
-                f"completions[{index}]: a token spans the border between prompt and completion; end the prompt "
-                "where a token ends, or send token ids"
-            )
+            raise InvalidRequest(f"completions[{index}]: {_why_undivided(tokenizer, texts.prompt, prompt_ids, text)}")
         if len(ids) == len(prompt_ids):
             raise InvalidRequest(f"completions[{index}] is no token long; it needs at least one")
         place = texts.place(text, completion) if "offset_mapping" in encoded else None
@@ -78,6 +75,24 @@ def tokenize(
         completions.append(ids[len(prompt_ids) :])
         ends.append(ends_T)
     return TokenizedItem(prompt_ids, completions, ends)
+
+
+def _why_undivided(tokenizer: Any, prompt: str, prompt_ids: Sequence[int], text: str) -> str:
+    """Why the tokens of `text`, the prompt with a completion, do not begin with those of the prompt."""
+    if not text.startswith(prompt):
+        rest = next(prompt[end:] for end in range(len(prompt), -1, -1) if text.startswith(prompt[:end]))
+        return (
+            f"the chat template ends the prompt with {rest!r}, which it does not write before a given answer of the "
+            "assistant; send token ids"
+        )
+    if prompt_ids and prompt_ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
+        return (
+            f"the tokenizer puts {tokenizer.eos_token} behind the prompt, so that nothing can follow; set "
+            "add_eos_token to false in tokenizer_config.json, or send token ids"
+        )
+    return (
+        "a token spans the border between prompt and completion; end the prompt where a token ends, or send token ids"
+    )
 
 
 class _Place(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForSequenceClassification, LlamaModel
 
 from small_models import ask, load
@@ -26,6 +27,46 @@ def without_weights(directory: Path) -> None:
 
 def with_broken_weights(directory: Path) -> None:
     (directory / "model.safetensors").write_bytes(b"not safetensors at all")
+
+
+def with_half_of_the_weights(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def with_half_of_pytorch_weights(directory: Path) -> None:
+    without_weights(directory)
+    torch.save({"weight": torch.zeros(1000)}, directory / "pytorch_model.bin")
+    (directory / "pytorch_model.bin").write_bytes((directory / "pytorch_model.bin").read_bytes()[:1000])
+
+
+def with_a_pointer_of_git_lfs(directory: Path) -> None:
+    (directory / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+
+
+def with_weights_that_are_not_numbers(directory: Path) -> None:
+    weights = load_file(directory / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+
+
+def with_half_of_the_index(directory: Path) -> None:
+    without_weights(directory)
+    (directory / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.w')
+
+
+def with_a_list_for_config(directory: Path) -> None:
+    (directory / "config.json").write_text("[1]")
+
+
+def of_another_vocabulary(directory: Path) -> None:
+    config(directory, vocab_size=600)
+
+
+def of_gguf(directory: Path) -> None:
+    without_weights(directory)
+    without_config(directory)
+    (directory / "model-q4.gguf").write_bytes(b"GGUF")
 
 
 def a_classifier(directory: Path) -> None:
@@ -64,7 +105,15 @@ def config(directory: Path, **changes) -> None:
     [
         (without_config, "no config.json"),
         (without_weights, "no weights"),
-        (with_broken_weights, "does not load"),
+        (with_broken_weights, "model.safetensors is no safetensors file, or not all of one; download or copy it again"),
+        (with_half_of_the_weights, "model.safetensors has 253,360 bytes, and its header says 506,720"),
+        (with_half_of_pytorch_weights, "pytorch_model.bin is no file of PyTorch weights, or not all of one"),
+        (with_a_pointer_of_git_lfs, "model.safetensors is a pointer of Git LFS.*git lfs pull"),
+        (with_weights_that_are_not_numbers, "not all finite; its weights are damaged"),
+        (with_half_of_the_index, "model.safetensors.index.json is not JSON"),
+        (with_a_list_for_config, "config.json holds a list and not an object"),
+        (of_another_vocabulary, r"lm_head.weight is \[503, 64\] in the weights and \[600, 64\] by config.json"),
+        (of_gguf, "model-q4.gguf is a GGUF file.*dequantize=True.*save_pretrained"),
         (a_classifier, "LlamaForSequenceClassification, not a causal LM"),
         (a_backbone, "LlamaModel, not a causal LM"),
         (a_backbone_that_claims_a_head, "no weights for lm_head.weight"),
@@ -79,6 +128,12 @@ def test_a_directory_that_cannot_serve_is_refused_in_one_line(spoil, says, saved
     with pytest.raises(InvalidRequest, match=says) as caught:
         load(directory)
     assert "\n" not in str(caught.value)
+
+
+def test_a_gguf_file_is_refused_with_the_way_to_convert_it(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InvalidRequest, match=r"GGUF.*save_pretrained"):
+        Checkpoint.find(tmp_path / "model.gguf")
 
 
 @pytest.mark.parametrize("model", [Path("missing"), "/no/such/directory", "./missing", "a/b/c"])
@@ -109,5 +164,15 @@ def test_values_that_are_not_finite_are_no_answer(saved):
     llama = load(saved("llama"))
     with torch.no_grad():
         llama._pass._backbone._forward.norm.weight[0] = float("inf")
-    with pytest.raises(TeacherUnavailable, match="not all finite; serve it in bfloat16 or float32"):
+    with pytest.raises(TeacherUnavailable, match=r"not all finite$"):
         ask(llama, ([1, 2], [[3]], [1.0]))
+
+
+def test_logits_that_overflow_float16_are_refused_with_the_dtypes_that_hold_them(saved, tmp_path):
+    directory = shutil.copytree(saved("llama"), tmp_path / "llama")
+    weights = load_file(directory / "model.safetensors")
+    weights["lm_head.weight"] *= 1e5 / float(weights["lm_head.weight"].abs().max())
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    load(directory)
+    with pytest.raises(InvalidRequest, match="overflow float16: serve it in bfloat16 or float32"):
+        load(directory, dtype="float16")

@@ -1,11 +1,16 @@
 """Text is tokenised by the teacher's own tokenizer and chat template, and divided only where a token ends."""
 
+import copy
+
 import pytest
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from small_models import save
+from text_tokenizers import CHAT_TEMPLATE, EOS, byte_level
 from tvkd_server.teachers.tokenizer import Tokenizer
 from tvkd_shared.errors import InvalidRequest, PayloadTooLarge, SequenceTooLong
+from tvkd_shared.text import tokenize
 from tvkd_shared.wire import Message, TextItem
 
 CHAT = [Message(role="user", content="w9 w10")]
@@ -39,6 +44,21 @@ def test_messages_go_through_the_chat_template_with_the_completion_as_the_answer
 def test_a_completion_that_cannot_be_divided_from_its_prompt_is_refused(item, says, tiny_teacher):
     with pytest.raises(InvalidRequest, match=says):
         Tokenizer(tiny_teacher).tokenize(item, 256, 1000)
+
+
+def test_a_template_that_opens_a_thought_before_the_answer_is_named():
+    opens_a_thought = CHAT_TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|><think>\n{% endif %}")
+    tokenizer = byte_level(template=opens_a_thought)
+    with pytest.raises(InvalidRequest, match=r"ends the prompt with '<think>\\n', which it does not write"):
+        tokenize(tokenizer, TextItem(prompt=CHAT, completions=["w11"]))
+
+
+def test_a_tokenizer_that_ends_the_prompt_is_named():
+    tokenizer = copy.deepcopy(byte_level())
+    eos = (EOS, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[eos])
+    with pytest.raises(InvalidRequest, match=r"puts <eos> behind the prompt.*add_eos_token"):
+        tokenize(tokenizer, TextItem(prompt="w9", completions=[" w10"]))
 
 
 def test_messages_are_refused_without_a_chat_template(tiny_teacher, words, tmp_path):

@@ -13,8 +13,9 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-from tvkd_server.teachers.checkpoint import Checkpoint, file_digest, first_line
+from tvkd_server.teachers.checkpoint import Checkpoint, first_line
 from tvkd_server.teachers.transformers_teacher import load_model
+from tvkd_server.teachers.weights import check_whole, file_digest
 from tvkd_shared.errors import InvalidRequest, TVKDError
 
 _logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def merged(adapter: Path, *, online: bool) -> Path:
     weights = next((adapter / name for name in _WEIGHTS if (adapter / name).exists()), None)
     if weights is None:
         raise InvalidRequest(f"{adapter} has no weights of the adapter; tvkd looked for {', '.join(_WEIGHTS)}")
+    check_whole(weights)
     base = _base(adapter, config, online=online)
     if "quantization_config" in base.config:
         raise InvalidRequest(

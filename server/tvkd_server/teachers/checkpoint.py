@@ -3,27 +3,21 @@
 No weight is loaded here but to merge an adapter, and the network is used for a hub id only.
 """
 
-import contextlib
 import hashlib
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from pydantic import ValidationError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from tvkd_server.teachers import weights
 from tvkd_shared.errors import InvalidRequest
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-# The order in which transformers looks for weights: it loads the first that exists.
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_DIGEST_BYTES = 16
 _BESIDE_WEIGHTS = ["*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -42,6 +36,7 @@ class Checkpoint:
         Raises InvalidRequest when there is none, or when it cannot be a causal LM's.
         """
         directory = Path(model).expanduser()
+        weights.refuse_gguf(directory)
         online = not directory.is_dir()
         if online:
             directory = _snapshot(model)
@@ -53,30 +48,18 @@ class Checkpoint:
             directory = merged(directory, online=online)
         if not (directory / "config.json").exists():
             raise InvalidRequest(f"{model} has no config.json; a checkpoint saved by save_pretrained has one")
-        try:
-            config = json.loads((directory / "config.json").read_text())
-        except ValueError as error:
-            raise InvalidRequest(f"{model}/config.json is not JSON: {error}") from error
+        config = weights.json_object(directory / "config.json")
         _refuse_other_models(model, config)
         return cls(directory, name or str(model), config)
 
     def weight_files(self) -> list[Path]:
-        """The files that hold the weights, by name. Raises InvalidRequest when there are none, or one is missing."""
-        weights = next((self.directory / name for name in _WEIGHTS if (self.directory / name).exists()), None)
-        if weights is None:
-            raise InvalidRequest(f"{self.directory} has no weights; tvkd looked for {', '.join(_WEIGHTS)}")
-        if weights.suffix != ".json":
-            return [weights]
-        shards = sorted({self.directory / shard for shard in json.loads(weights.read_text())["weight_map"].values()})
-        missing = [shard.name for shard in shards if not shard.exists()]
-        if missing:
-            raise InvalidRequest(f"{self.directory} lacks {', '.join(missing)} of {weights.name}; copy it too")
-        return shards
+        """The files that hold the weights, by name. Raises InvalidRequest when one is missing or not whole."""
+        return weights.files(self.directory)
 
     def weights_digest(self) -> str:
         """Digest of the weight files' content, hashed once: about a second a gigabyte the first time."""
-        digests = [file_digest(path) for path in self.weight_files()]
-        return hashlib.blake2b("".join(digests).encode(), digest_size=_DIGEST_BYTES).hexdigest()
+        digests = [weights.file_digest(path) for path in self.weight_files()]
+        return hashlib.blake2b("".join(digests).encode(), digest_size=weights.DIGEST_BYTES).hexdigest()
 
     def attention_bounds(self) -> list[int]:
         """Lengths in tokens beyond which the model computes something else: windows, chunks, and scaled positions."""
@@ -125,27 +108,6 @@ def _refuse_other_models(model: str | Path, config: dict[str, Any]) -> None:
     architectures = config.get("architectures") or []
     if architectures and not known & set(architectures):
         raise InvalidRequest(f"{model} is a {', '.join(architectures)}, not a causal LM such as {' or '.join(known)}")
-
-
-def file_digest(path: Path) -> str:
-    """Digest of one file's content, remembered in the user's cache by path, size and modification time."""
-    state = path.stat()
-    version = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}"
-    name = hashlib.blake2b(version.encode(), digest_size=_DIGEST_BYTES).hexdigest()
-    cached = platformdirs.user_cache_path("tvkd") / "weights" / name
-    with contextlib.suppress(OSError):
-        digest = cached.read_text()
-        if len(digest) == 2 * _DIGEST_BYTES:  # a crash of the machine can leave the file short
-            return digest
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
-    # When the cache folder cannot be written, the file is hashed again next time.
-    with contextlib.suppress(OSError):
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        draft = cached.with_suffix(f".{os.getpid()}")
-        draft.write_text(digest)
-        draft.replace(cached)
-    return digest
 
 
 def first_line(error: BaseException) -> str:

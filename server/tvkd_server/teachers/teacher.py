@@ -132,7 +132,8 @@ class Teacher(ABC):
         if self._closed:
             raise TeacherUnavailable("the teacher is closed; start the server again")
         question = Question(list(prompt_token_ids), [list(ids) for ids in completions], tuple(columns))
-        return [_record(question.columns, numbers_SK) for numbers_SK in await self._numbers(question)]
+        numbers = await self._numbers(question)
+        return [_record(question.columns, numbers_SK, self.info.dtype) for numbers_SK in numbers]
 
     def vocabulary(self) -> list[str | None]:
         """The token of each id that the teacher's tokenizer has."""
@@ -182,9 +183,10 @@ def check_temperatures(temperatures: Sequence[float]) -> None:
             raise TemperatureNotServed(f"temperatures[{index}] is {temperature}; served are {lowest} … {highest}")
 
 
-def _record(columns: tuple[str, ...], numbers_SK: Float32) -> Record:
+def _record(columns: tuple[str, ...], numbers_SK: Float32, dtype: str) -> Record:
     numbers_SK[-1, [not has_last_state(name) for name in columns]] = math.nan
     try:
         return Record(columns, numbers_SK)
-    except ValueError as error:  # float16 overflows in many models
-        raise TeacherUnavailable(f"the teacher's {error}; serve it in bfloat16 or float32") from error
+    except ValueError as error:
+        overflow = "; serve it in bfloat16 or float32" if dtype == "float16" else ""  # which overflows in many models
+        raise TeacherUnavailable(f"the teacher's {error}{overflow}") from error

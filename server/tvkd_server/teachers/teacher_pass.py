@@ -82,6 +82,11 @@ class TeacherPass:
         """Compare the pass with the model's own forward on a few tokens, so that no architecture is taken on trust."""
         logits_LV = model(input_ids=probe_1L.to(model.device)).logits[0].float()
         probe_L = probe_1L[0].to(model.device)
+        if not bool(logits_LV.isfinite().all()):
+            advice = "they overflow float16: serve it in bfloat16 or float32"
+            if model.dtype != torch.float16:
+                advice = "its weights are damaged, so copy them again"
+            raise InvalidRequest(f"the teacher's logits are not all finite; {advice}")
         # Wide enough for the dtype's rounding; a wrong scale, position or mask is far outside.
         relative = 1e-3 if model.dtype == torch.float32 else 5e-2
         tolerance = float(logits_LV.abs().max()) * relative

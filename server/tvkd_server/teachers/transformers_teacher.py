@@ -110,9 +110,16 @@ def load_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
         attn_implementation="eager" if capped else None,
         device_map=device if quantized else None,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, in a line that names them
         **local,
     )
     model, loading_info = loaded
+    if loading_info["mismatched_keys"]:
+        name, shape, wanted = min(loading_info["mismatched_keys"])
+        raise InvalidRequest(
+            f"{checkpoint.directory}: {name} is {list(shape)} in the weights and {list(wanted)} by config.json, so one "
+            "of the files is another model's; copy both again"
+        )
     if loading_info["missing_keys"]:
         first, *others = sorted(loading_info["missing_keys"])
         raise InvalidRequest(
