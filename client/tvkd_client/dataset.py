@@ -70,7 +70,10 @@ def load_preferences(
     """
     with _reading(f"data set {path_or_name}"):
         loaded = _load(path_or_name, split, config)
-    return columns.of(_one_split(loaded, path_or_name, split), path_or_name)
+    rows = _one_split(loaded, path_or_name, split)
+    if rows.info.builder_name == "csv":
+        _refuse_shifted(rows, path_or_name)
+    return columns.of(rows, path_or_name)
 
 
 def training_data(
@@ -119,6 +122,8 @@ def _reading(what: str) -> Iterator[None]:
     # Builders raise anything from OSError to DatasetGenerationError; all of them mean that this source does not read.
     except Exception as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        if isinstance(error, StopIteration) or reason.endswith("corresponds to no data!"):
+            reason = "it has no rows"
         raise InvalidRequest(f"{what} cannot be read: {reason or type(error).__name__}") from error
 
 
@@ -129,7 +134,20 @@ def _mixed(mixture: DatasetMixtureConfig) -> datasets.DatasetDict:
             entry.path, options = _builder(files)
             entry.data_files = options["data_files"]
     with _reading("datasets"):
-        return get_dataset(mixture)
+        mixed = get_dataset(mixture)
+    if any(entry.path == "csv" for entry in mixture.datasets):
+        for rows in mixed.values():
+            _refuse_shifted(rows, "datasets")
+    return mixed
+
+
+def _refuse_shifted(rows: datasets.Dataset, name: str) -> None:
+    """Refuse CSV whose lines have more fields than the header: pandas then shifts every column by one."""
+    if "__index_level_0__" in rows.column_names:
+        raise InvalidRequest(
+            f"data set {name}: its lines have more fields than its header has names, so that columns are shifted; put "
+            "fields with a separator in them into quotes"
+        )
 
 
 def _load(name: str, split: str | None, config: str | None) -> datasets.Dataset | datasets.DatasetDict:

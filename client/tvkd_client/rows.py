@@ -1,7 +1,7 @@
 """The gate that every preference pair passes, wherever it comes from: TRL trains on it, or one line says why not."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset
@@ -16,7 +16,9 @@ _MEANT_AS_PROMPT = re.compile(
     r"s?([\W_](?!id).*)?",
     re.IGNORECASE,
 )
-_CHAT_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*(['"])(role|content|from|value)\1\s*:""")
+_CHAT_AS_TEXT = re.compile(
+    r"""\s*(\[\s*\{\s*(['"])(role|content|from|value)\2\s*:|\{\s*(['"])(role|from)\4\s*:[^:]*\4(content|value)\4\s*:)"""
+)
 
 
 def gate(rows: Rows, name: str, *, begins_with_prompt: bool = False) -> Rows:
@@ -29,12 +31,23 @@ def gate(rows: Rows, name: str, *, begins_with_prompt: bool = False) -> Rows:
 
     Raises InvalidRequest that names the first row at fault.
     """
-    first: Row = next(iter(rows), {})
+    _, first = next(_read(rows, name), (0, {}))
     if not {"chosen", "rejected"} <= first.keys():
         seen = f"columns {', '.join(first)}" if first else "no rows"
         raise InvalidRequest(f"data set {name} has {seen}; needed are chosen, rejected and mostly prompt")
     if {"image", "images"} & first.keys():
         raise InvalidRequest(f"data set {name} has images, and the teacher has values for text only; leave images out")
+    if (
+        isinstance(rows, Dataset)
+        and "prompt" in first
+        and all(
+            _begin_with_prompt(row) for _, row in _read(rows.select_columns(["prompt", "chosen", "rejected"]), name)
+        )
+    ):
+        raise InvalidRequest(
+            f"data set {name}: chosen and rejected both begin with the prompt, which would be read twice: "
+            "--prompt-column none"
+        )
     # TRL takes any of these columns to learn whether rows are chats.
     rows = rows.remove_columns([column for column in ("messages", "completion") if column in first])
     kind, prompt = _kind(first["chosen"]), _kind(first.get("prompt"))
@@ -61,9 +74,28 @@ def _checked(rows: Rows, name: str, fault_of: Callable[[Row], str | None]) -> Ro
         streamed: IterableDataset = rows.map(check, with_indices=True)
         return streamed
     columns = [column for column in ("prompt", "chosen", "rejected") if column in rows.column_names]
-    for number, row in enumerate(rows.select_columns(columns)):
+    for number, row in _read(rows.select_columns(columns), name):
         check(row, number)
     return rows
+
+
+def _read(rows: Rows, name: str) -> Iterator[tuple[int, Row]]:
+    """Number and content of each row. Bytes that are no text are noticed here: readers of files let them pass."""
+    number = -1
+    try:
+        for number, row in enumerate(rows):
+            yield number, row
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"data set {name}, row {number + 1}: its text is not UTF-8; save the file so") from error
+
+
+def _begin_with_prompt(row: Row) -> bool:
+    """Whether both completions are a text that goes on from the text of the prompt."""
+    cells = [row[column] for column in ("prompt", "chosen", "rejected")]
+    if not all(isinstance(cell, str) for cell in cells):
+        return False
+    prompt, *completions = (cell.strip() for cell in cells)
+    return bool(prompt) and all(text.startswith(prompt) and text != prompt for text in completions)
 
 
 def _refuse_another_prompt(first: Row, name: str) -> None:
@@ -153,7 +185,7 @@ def _is_readable(message: Row) -> bool:
     """Whether a message has text, parts of text, or calls of tools and no content."""
     content = message.get("content")
     if content is None:
-        return bool(message.get("tool_calls"))
+        return bool(message.get("tool_calls")) and isinstance(message["tool_calls"], list)
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     return all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts)
 
