@@ -32,10 +32,11 @@ class Work(NamedTuple):
     tokenizer: str
     splits: Splits
     teacher_tokenizer: str | None = None
+    other_vocabulary: bool = False
 
 
-def of_training(file: str, *, models: bool) -> tuple[Work, bool]:
-    """What a training file's run will read, and its other_vocabulary.
+def of_training(file: str, *, models: bool) -> Work:
+    """What a training file's run will read.
 
     Raises InvalidRequest for a role whose place is a store, unless `models` is set and the file names its model.
     """
@@ -60,4 +61,4 @@ def of_training(file: str, *, models: bool) -> tuple[Work, bool]:
     if not fills:
         raise InvalidRequest(f"{file} names no place of values that its objective reads; set teacher, or reference")
     splits = partial(pairs_of, script, training, mixture)
-    return Work(fills, student, splits, training.teacher_tokenizer), training.other_vocabulary
+    return Work(fills, student, splits, training.teacher_tokenizer, training.other_vocabulary)

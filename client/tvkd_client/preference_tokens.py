@@ -54,7 +54,8 @@ def other_template(tokenizer: PreTrainedTokenizerBase, teacher: TeacherInfo) -> 
         return None
     return (
         f"the chat template of tokenizer {tokenizer.name_or_path} is not that of teacher {teacher.name}, which reads "
-        "conversations as the student's template writes them; where that is not meant, take over the teacher's"
+        "conversations as the student's template writes them; where that is not meant, take over the teacher's, or set "
+        "teacher_tokenizer in training"
     )
 
 

@@ -88,7 +88,8 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
         Raises the errors of `tvkd_shared.errors`.
         """
         if self.config is not None:
-            work, self.other_vocabulary = of_training(self.config, models=self.models)
+            work = of_training(self.config, models=self.models)
+            self.other_vocabulary |= work.other_vocabulary
         else:
             work = Work([self._only_fill()], str(self.tokenizer), lambda: {str(self.dataset): self.pairs()})
         for fill in work.fills:

@@ -88,6 +88,8 @@ class TVKDTrainer(OpenDPOTrainer):
                 raise InvalidRequest("ref_model and reference are both given; leave one out")
             args.precompute_ref_log_probs = True  # TRL then loads no reference model, and its loss reads the batch
         super().__init__(model, ref_model, args, train_dataset=train_dataset, **dpo)
+        if "reference" in self.sources:
+            self.precompute_ref_logps = False  # or TRL refuses to evaluate other pairs once training has begun
         self._tokens_a_micro_batch: float | None = None
         self._first_sums: torch.Tensor | None = torch.zeros(len(SUMS))
         if args.objective == "token" and self.aux_loss_enabled:

@@ -43,4 +43,5 @@ def test_another_template_is_said_where_conversations_are_trained(
     chats = conversations(tmp_path / "chats.jsonl")
     assert said(dataset_name=chats, model_name_or_path=other) == 1
     assert said(dataset_name=chats) == 0
+    assert said(dataset_name=chats, model_name_or_path=other, teacher_tokenizer="server") == 0
     assert said(model_name_or_path=other) == 0

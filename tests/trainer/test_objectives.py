@@ -160,6 +160,15 @@ def test_reference_log_probs_from_a_store_train_as_trl_s_own(make_trainer, roles
     assert all(torch.allclose(weights[name], same[name], atol=1e-4) for name in weights)
 
 
+def test_other_pairs_are_evaluated_after_training_with_a_stored_reference(make_trainer, roles):
+    held_out, found = Dataset.from_list(rows(4, seed=9)), []
+    for sources in ({}, {"reference": roles["reference"]}):
+        trainer = make_trainer(alpha=0.0, sources=sources)
+        train(trainer)
+        found.append(trainer.evaluate(held_out)["eval_loss"])
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
 def test_the_reference_of_another_student_stops_the_run(make_trainer, started):
     with pytest.raises(WrongAnswer, match=r"nats a token .* is not this student.*reference_tolerance"):
         make_trainer(alpha=0.0, sources={"reference": Named(started, "another")})

@@ -211,6 +211,16 @@ def test_a_streamed_data_set_trains_as_a_stored_one(make_trainer, make, roles):
     assert_same_run(train(stored), train(streamed))
 
 
+def test_workers_change_nothing_and_other_pairs_are_evaluated_in_spans_too(make, roles):
+    settings = {"objective": "token", "sources": roles, "max_length": 18, "max_steps": 2}
+    here, there = (make(**settings, dataloader_num_workers=workers) for workers in (0, 2))
+    assert_same_run(train(here), train(there))
+    asked = roles["teacher"].asked
+    found = here.evaluate(Dataset.from_list(TEXTS))
+    assert roles["teacher"].asked == asked + 2 * len(TEXTS)
+    assert found["eval_loss"] == pytest.approx(found["eval_token/error"], rel=1e-4)
+
+
 @pytest.fixture(scope="module")
 def byte_server(byte_teacher, tmp_path_factory):
     running = start_server(byte_teacher, tmp_path_factory.mktemp("bytes") / "values")
