@@ -91,9 +91,7 @@ def add_teacher_tokens(rows: Rows, name: str, student: PreTrainedTokenizerBase, 
                 column.append(cell)
         return columns
 
-    # A cached result would outlive a change of the server's tokenizer.
-    fresh = {} if not hasattr(rows, "cache_files") else {"load_from_cache_file": False}
-    return rows.map(add, with_indices=True, batched=True, batch_size=_ROWS_AT_ONCE, **fresh)
+    return rows.map(add, with_indices=True, batched=True, batch_size=_ROWS_AT_ONCE, **_fresh(rows))
 
 
 def with_whole_spans(rows: Rows, name: str, max_length: int, say: Callable[[str], None]) -> Rows:
@@ -106,7 +104,7 @@ def with_whole_spans(rows: Rows, name: str, max_length: int, say: Callable[[str]
         kept = max_length - len(row["prompt_ids"])
         return all(row[column][0][0] <= kept for column in SPAN_COLUMNS)
 
-    left = rows.filter(has_spans)
+    left = rows.filter(has_spans, **_fresh(rows))
     if isinstance(rows, Dataset) and len(left) < len(rows):
         dropped = f"{len(rows) - len(left):,} of {len(rows):,} pairs of {name}"
         why = f"max_length {max_length} leaves no token of a completion that student and teacher both end"
@@ -114,6 +112,11 @@ def with_whole_spans(rows: Rows, name: str, max_length: int, say: Callable[[str]
             raise InvalidRequest(f"{why}, in any of {len(rows):,} pairs of {name}; raise it")
         say(f"{why}, in {dropped}, which are dropped")
     return left
+
+
+def _fresh(rows: Rows) -> dict[str, bool]:
+    """Options of `map` and `filter`: a cached result would outlive a change of the server's tokenizer."""
+    return {"load_from_cache_file": False} if isinstance(rows, Dataset) else {}
 
 
 def text_item(pair: Mapping[str, Any], eos_token: str, place: str) -> TextItem:

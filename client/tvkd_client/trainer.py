@@ -269,8 +269,9 @@ class TVKDTrainer(OpenDPOTrainer):
     def complete_rows(self, rows: Any, name: str, say: Callable[[str], None]) -> Any:
         if self.teacher_tokenizer is None:
             return rows
-        rows = add_teacher_tokens(rows, name, self.text_tokenizer, self.teacher_tokenizer)
         longest = self.settings.max_length
+        counted = name if longest is None else f"{name} (of the pairs that max_length keeps)"
+        rows = add_teacher_tokens(rows, counted, self.text_tokenizer, self.teacher_tokenizer)
         return rows if longest is None else with_whole_spans(rows, name, longest, say)
 
     def reference_rows(self, dataset: Dataset | IterableDataset) -> Dataset | None:

@@ -183,6 +183,26 @@ def test_metrics_and_the_sums_of_a_batch_are_those_of_spans(make, roles):
     assert first["token/explained"] == pytest.approx(1 - np.mean((2 * A) ** 2) / np.var(2 * A), abs=1e-3)
 
 
+@pytest.mark.parametrize("one_teacher", [False, True], ids=["two-models", "one-teacher"])
+def test_without_a_stored_reference_the_reference_s_forward_is_used(make, roles, one_teacher):
+    if one_teacher:
+        del roles["teacher_reference"]
+    fewer = {role: source for role, source in roles.items() if role != "reference"}
+    stored, computed = (make(objective="token", sources=of, max_length=18) for of in (roles, fewer))
+    (losses, _), (others, _) = train(stored), train(computed)
+    assert losses == pytest.approx(others, rel=1e-4)
+
+
+def test_a_row_that_does_not_fit_is_named_among_those_that_are_kept(make, roles):
+    tools = [*CHATS[:1], CHATS[1] | {"chosen": CHATS[1]["chosen"] * 2}]
+    with pytest.raises(
+        InvalidRequest, match=r"data set train \(of the pairs that max_length keeps\), row 1: a complet"
+    ):
+        make(tools, sources=roles, max_length=18)
+    with pytest.raises(InvalidRequest, match="data set train, row 1: a completion is messages of assistant, assistant"):
+        make(tools, sources=roles, max_length=None)
+
+
 def test_a_step_s_loss_does_not_depend_on_how_its_spans_are_spread(make, roles):
     settings = {"objective": "token", "sources": roles, "max_steps": 2, "train_sampling_strategy": "sequential"}
     _, whole = train(make(**settings, per_device_train_batch_size=4))
