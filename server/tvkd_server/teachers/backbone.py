@@ -39,8 +39,9 @@ class Backbone:
     completion is then read with its prompt, right-padded or alone, which any causal model does correctly.
     """
 
-    def __init__(self, model: Any, longest: int) -> None:
-        self._forward = model.base_model
+    def __init__(self, model: Any, layers: Any, longest: int) -> None:
+        """`layers` is the part of the model below its LM head."""
+        self._forward = layers
         self._device = model.device
         self._longest = longest
         rope = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None)

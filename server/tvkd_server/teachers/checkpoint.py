@@ -11,7 +11,10 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from pydantic import ValidationError
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from tvkd_server.teachers import weights
 from tvkd_shared.errors import InvalidRequest
@@ -100,14 +103,20 @@ def _snapshot(model: str | Path) -> Path:
 
 def _refuse_other_models(model: str | Path, config: dict[str, Any]) -> None:
     kind = str(config.get("model_type"))
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
-    if causal is None:
+    tables = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    known = {name for table in tables for name in _names(table.get(kind))}
+    if not known:
         custom = " (its own code is never run)" if "auto_map" in config else ""
         raise InvalidRequest(f"{model} is of type {kind}, which transformers has no causal LM for{custom}")
-    known = {causal} if isinstance(causal, str) else set(causal)
     architectures = config.get("architectures") or []
     if architectures and not known & set(architectures):
-        raise InvalidRequest(f"{model} is a {', '.join(architectures)}, not a causal LM such as {' or '.join(known)}")
+        raise InvalidRequest(
+            f"{model} is a {', '.join(architectures)}, not a causal LM such as {' or '.join(sorted(known))}"
+        )
+
+
+def _names(classes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (classes,) if isinstance(classes, str) else classes or ()
 
 
 def first_line(error: BaseException) -> str:

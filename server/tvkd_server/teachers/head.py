@@ -88,11 +88,12 @@ class Head:
     that logit scale, soft cap and bias are those of the architecture.
     """
 
-    def __init__(self, model: Any, output_class: type, chunk: int) -> None:
-        """`output_class` is what the backbone's forward returns; `chunk` the rows whose logits exist at once."""
-        self._backbone = _FixedBackbone(output_class)
+    def __init__(self, model: Any, backbone: str, output_class: type, chunk: int) -> None:
+        """`backbone` names the model's part below its head, `output_class` is what its forward returns, and `chunk` is
+        the number of rows whose logits exist at once."""
+        self._backbone = _FixedBackbone(getattr(model, backbone), output_class)
         self._model = copy.copy(model)
-        self._model._modules = dict(model._modules) | {model.base_model_prefix: self._backbone}
+        self._model._modules = dict(model._modules) | {backbone: self._backbone}
         self._vocab_size = model.config.get_text_config(decoder=True).vocab_size
         self._chunk = chunk
         self._no_token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
@@ -112,12 +113,19 @@ class Head:
 
 
 class _FixedBackbone(nn.Module):
-    """Stands in for the backbone and returns the hidden states that were set."""
+    """Stands in for the backbone and returns the hidden states that were set. What else it has, the model may read."""
 
-    def __init__(self, output_class: type) -> None:
+    def __init__(self, backbone: Any, output_class: type) -> None:
         super().__init__()
+        self._replaced = (backbone,)  # in a tuple, so that it is no part of this module
         self._output_class = output_class
         self.hidden_1SD: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_replaced"][0], name)
 
     @property
     def decoder(self) -> "_FixedBackbone":

@@ -29,14 +29,13 @@ class TeacherPass:
     """
 
     def __init__(self, model: Any, longest: int, settings: ServeSettings) -> None:
-        if model.base_model is model:
-            raise InvalidRequest(f"{type(model).__name__} has no backbone apart from its LM head")
+        name = _backbone_name(model)
         self._max_batch_tokens = settings.max_batch_tokens
         with torch.inference_mode():
-            self._backbone = Backbone(model, longest)
+            self._backbone = Backbone(model, getattr(model, name), longest)
             probe_1L = torch.arange(min(8, longest))[None] * 7919 % model.config.get_text_config().vocab_size
             output = self._backbone.read(probe_1L, use_cache=False)
-            self._head = Head(model, type(output), settings.head_chunk)
+            self._head = Head(model, name, type(output), settings.head_chunk)
             self._verify(model, probe_1L, output.last_hidden_state)
 
     @torch.inference_mode()
@@ -111,3 +110,11 @@ class TeacherPass:
                     logger.warning("%s: its cache cannot be shared; prompts are read again", type(model).__name__)
                     self._backbone.shares_prompts = False
                     break
+
+
+def _backbone_name(model: Any) -> str:
+    """The attribute that holds the layers below the LM head: `base_model_prefix`, or "model" where that is not true."""
+    for name in (model.base_model_prefix, "model"):
+        if name in model._modules:
+            return str(name)
+    raise InvalidRequest(f"{type(model).__name__} has no backbone apart from its LM head")

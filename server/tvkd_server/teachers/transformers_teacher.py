@@ -97,6 +97,12 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _model_class(checkpoint: Checkpoint) -> Any:
+    """The class that the checkpoint was saved by, where it is one that reads images too; else that of a causal LM."""
+    names = checkpoint.config.get("architectures") or [""]
+    return getattr(transformers, names[0]) if names[0].endswith("ForConditionalGeneration") else AutoModelForCausalLM
+
+
 def load_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
     """The model of a checkpoint's directory. Raises InvalidRequest when some of its weights are missing."""
     local = {"local_files_only": True, "trust_remote_code": False}
@@ -104,7 +110,7 @@ def load_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
     # transformers' own choice, sdpa as a rule, would drop the cap that some models put on attention logits.
     capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
     quantized = "quantization_config" in checkpoint.config
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = _model_class(checkpoint).from_pretrained(
         checkpoint.directory,
         dtype=dtype,
         attn_implementation="eager" if capped else None,
@@ -126,4 +132,7 @@ def load_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
             f"{checkpoint.directory} has no weights for {first}{f' and {len(others)} more' if others else ''}; "
             "save the whole causal LM"
         )
+    # Llama 4 and Mllama keep a whole causal LM beside the part that reads images.
+    inner = model._modules.get("language_model")
+    model = inner if inner is not None and inner.get_output_embeddings() is not None else model
     return (model if quantized else model.to(device)).eval()

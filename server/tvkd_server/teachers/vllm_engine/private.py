@@ -10,11 +10,16 @@ imports no model and touches no device.
 """
 
 import importlib.metadata
+import importlib.util
 import os
+import sys
 import uuid
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from packaging.version import Version
@@ -75,6 +80,14 @@ _TASK = "token_classify"
 _PREFIX = "SoftValue"
 _CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
+_TORCHVISION = (
+    "torchvision",
+    *(
+        f"torchvision.{name}"
+        for name in ("transforms", "transforms.v2", "transforms.v2.functional", "transforms.functional", "io", "ops")
+    ),
+)
+
 _CPU_CACHE_GIB = "4"
 """Key-value cache on a CPU when the user names none: vLLM would take nearly all of the machine's memory."""
 
@@ -104,9 +117,41 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(name)
 
 
+class _StandIn(ModuleType):
+    """A module that has every name, for imports of what is never used."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _StandIn(name)
+
+
+@contextmanager
+def _imports_without_torchvision() -> Iterator[None]:
+    """Lets a model's module import names of torchvision where it is not installed, as beside vLLM's CPU build.
+
+    Models that read images import it for the part of them that does, which is never built here.
+    """
+    if importlib.util.find_spec("torchvision") is not None:
+        yield
+        return
+    stand_ins = {name: _StandIn(name) for name in _TORCHVISION}
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+
+
 @cache
 def _value_model(name: str) -> type:
-    base = ModelRegistry.models[name.removeprefix(_PREFIX)].load_model_cls()
+    with _imports_without_torchvision():
+        base = ModelRegistry.models[name.removeprefix(_PREFIX)].load_model_cls()
     # vLLM would take every pooling model's for "decoder", and turn on the prefix cache that these do not support.
     attention = "hybrid" if is_hybrid(base) else "attention_free" if is_attention_free(base) else "decoder"
 
@@ -186,6 +231,8 @@ class Engine:
             hf_overrides={"architectures": [_PREFIX + architecture], "head_dtype": "model"},
             skip_tokenizer_init=True,
             additional_config={"head_chunk": settings.head_chunk},
+            # A checkpoint that reads images too is loaded without the part that does.
+            language_model_only=architecture.endswith("ForConditionalGeneration"),
             dtype=dtype,
             quantization=settings.quantization,
             tensor_parallel_size=settings.tensor_parallel_size,

@@ -1,0 +1,195 @@
+"""Tiny random models of every family that transformers knows, and what an engine makes of each: a table in Markdown.
+
+    python tests/families.py [--engine vllm] [FAMILY …]
+
+An engine's numbers are compared with full logits of the sequence alone, from the checkpoint's own class in float32.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
+from small_models import LONGEST, VOCABULARY, Expected, score_all, tokens
+from tvkd_server.settings import ServeSettings
+from tvkd_server.teachers.loading import load_teacher
+from tvkd_shared.errors import TVKDError
+from tvkd_shared.record import Record
+
+IMAGES = ("gemma3", "gemma4", "idefics3", "internvl", "llama4", "llava", "mistral3", "mllama", "qwen2_5_vl", "qwen2_vl",
+          "qwen3_5", "qwen3_vl", "smolvlm")  # fmt: skip
+"""Families whose checkpoints read images too; only their language model is served."""
+
+MOST_PARAMETERS = 30_000_000
+
+# By the many names that configurations have for the same thing; each takes those that it knows.
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_size": 64, "n_embd": 64, "d_model": 64, "dim": 64, "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2,
+    "num_layers": 2, "decoder_layers": 2, "num_attention_heads": 2, "n_head": 2, "n_heads": 2,
+    "decoder_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "intermediate_size": 96, "ffn_dim": 96,
+    "decoder_ffn_dim": 96, "max_position_embeddings": LONGEST, "n_positions": LONGEST, "max_seq_len": LONGEST,
+    "max_sequence_length": LONGEST, "sliding_window": 8, "attention_window": 8, "word_embed_proj_dim": 64,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
+    "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "intermediate_size_mlp": 96, "n_group": 1,
+    "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 32, "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16, "v_head_dim": 32, "state_size": 8, "mamba_d_state": 8, "mamba_d_head": 32,
+    "mamba_n_heads": 4, "mamba_d_ssm": 128, "mamba_num_heads": 4, "mamba_head_dim": 32, "mamba_chunk_size": 8,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "attention_chunk_size": 16, "global_head_dim": 32, "num_global_key_value_heads": 1, "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": VOCABULARY,
+}  # fmt: skip
+IMAGE_SIZES: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "attention_heads": 2,
+    "image_size": 28, "patch_size": 14, "depth": 1, "num_heads": 2, "out_hidden_size": 64, "embed_dim": 32,
+    "hidden_dim": 32, "num_global_layers": 1, "intermediate_layers_indices": [0], "deepstack_visual_indexes": [0],
+    "projector_input_dim": 32, "projector_output_dim": 32,
+}  # fmt: skip
+_MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"head_dim": 16, "num_key_value_heads": 2},
+    "deepseek_v3": {"head_dim": 16, "num_key_value_heads": 2},
+    "falcon_h1": {"mamba_n_heads": 2, "mamba_d_ssm": 64},
+    "gemma4": {"layer_types": ["sliding_attention", "full_attention"]},
+    "mllama": {"num_hidden_layers": 3, "cross_attention_layers": [1], "vision_config": {"vision_output_dim": 64}},
+    "llama4": {"vision_config": {"vision_output_dim": 32}},
+    "qwen2_vl": {"rope_parameters": _MROPE},
+    "qwen2_5_vl": {"rope_parameters": _MROPE},
+    "qwen3_vl": {"rope_parameters": _MROPE},
+    "qwen3_5": {"layer_types": ["linear_attention", "full_attention"]},
+}
+
+
+def tiny_config(family: str) -> PreTrainedConfig:
+    """The family's configuration with small sizes. A vision tower stays, as small, because checkpoints have one."""
+    default, more = CONFIG_MAPPING[family](), OTHERWISE.get(family, {})
+    text = getattr(default, "text_config", None)
+    if text is None:
+        return CONFIG_MAPPING[family](**_picked(default, SIZES | more))
+    images = getattr(default, "vision_config", None)
+    changes: dict[str, Any] = {"text_config": type(text)(**_picked(text, SIZES | more)).to_dict()}
+    if images is not None:
+        changes["vision_config"] = images.to_dict() | _picked(images, IMAGE_SIZES | more.get("vision_config", {}))
+    if hasattr(default, "audio_config"):
+        changes["audio_config"] = None
+    # Places of images in a text have ids too, which have to lie in the vocabulary.
+    places = [name for name, value in default.to_dict().items() if "token_i" in name and isinstance(value, int)]
+    return CONFIG_MAPPING[family](**changes, **dict.fromkeys(places, VOCABULARY - 3))
+
+
+def _picked(default: PreTrainedConfig, sizes: dict[str, Any]) -> dict[str, Any]:
+    known = default.to_dict()
+    picked = {name: size for name, size in sizes.items() if name in known or name in default.attribute_map}
+    kinds = known.get("layer_types")
+    if kinds and "layer_types" not in picked:
+        picked["layer_types"] = sorted(set(kinds), key=kinds.index)[:2] * 2
+        picked["layer_types"] = picked["layer_types"][: picked.get("num_hidden_layers", 2)]
+    return picked
+
+
+def save_tiny(family: str, directory: Path) -> Path:
+    """Save a random float32 model of the family whose logits are spread. Raises ValueError when it would be large."""
+    tables = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    names = next(table[family] for table in (tables if family in IMAGES else tables[::-1]) if family in table)
+    model_class = getattr(transformers, names if isinstance(names, str) else names[0])
+    config = tiny_config(family)
+    with torch.device("meta"):
+        size = sum(weight.numel() for weight in model_class(config).parameters())
+    if size > MOST_PARAMETERS:
+        raise ValueError(f"{size / 1e6:,.0f} million parameters")
+    torch.manual_seed(0)
+    model = model_class(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1 and "norm" not in name:
+                weight.normal_(std=0.1)
+    model.save_pretrained(directory)
+    return directory
+
+
+QUESTIONS = [
+    (tokens(prompt, seed), [tokens(length, 50 + seed + length) for length in lengths], [1.0])
+    for seed, (prompt, lengths) in enumerate([(5, (7, 1)), (30, (40, 3)), (1, (2,)), (50, (20,)), (9, (9,))] * 2)
+]
+
+
+def worst_error(directory: Path, records: list[list[Record]]) -> float:
+    """The largest difference of any number from that of the checkpoint's own class, one sequence a forward pass."""
+    name = transformers.AutoConfig.from_pretrained(directory).architectures[0]
+    model = getattr(transformers, name).from_pretrained(directory, dtype=torch.float32).eval()
+    worst = 0.0
+    for (prompt, completions, _), answers in zip(QUESTIONS, records, strict=True):
+        for completion, record in zip(completions, answers, strict=True):
+            with torch.no_grad():
+                logits_LV = model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0]
+            expected = Expected(logits_LV[len(prompt) - 1 :, :VOCABULARY].double().numpy(), completion)
+            for ours, theirs in (
+                (record.value(1.0), expected.values(1.0)),
+                (record.action_logits, expected.action_logits),
+                (record.entropies, expected.entropies),
+            ):
+                worst = max(worst, float(np.abs(ours - theirs).max()))
+    return worst
+
+
+def outcome(family: str, engine: str) -> str:
+    """What the engine makes of the family: the worst error, or the line that refuses it."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            directory = save_tiny(family, Path(folder) / family)
+        except Exception as error:
+            return f"no tiny model: {str(error).strip().partition(chr(10))[0] or type(error).__name__}"
+        settings = ServeSettings(model=str(directory), engine=engine, **({"device": "cpu"} if engine != "vllm" else {}))
+        try:
+            teacher = load_teacher(settings)
+        except TVKDError as error:
+            return f"refused: {error}".replace(str(directory), family)
+
+        async def ask() -> list[list[Record]]:
+            answers = await score_all(teacher, QUESTIONS)
+            await teacher.close()
+            return answers
+
+        return f"{worst_error(directory, asyncio.run(ask())):.0e}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("families", nargs="*", help="default: every causal LM, and some that read images")
+    parser.add_argument("--engine", default="transformers", choices=["transformers", "vllm"])
+    parser.add_argument("--one", action="store_true", help="print one family's outcome and nothing else")
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(outcome(arguments.families[0], arguments.engine))
+        return
+    print(f"| family | {arguments.engine} |\n|---|---|")
+    for family in arguments.families or sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *IMAGES}):
+        # One process each: an engine, or a family's own code, may take the process with it.
+        command = [sys.executable, __file__, "--one", "--engine", arguments.engine, family]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+            last = (done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+            print(f"| {family} | {last.replace('|', '/')[:200]} |", flush=True)
+            continue
+        print(f"| {family} | no answer in 600 s |", flush=True)
+
+
+if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    main()
