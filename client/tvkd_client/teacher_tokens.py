@@ -68,8 +68,12 @@ def teacher_tokenizer(setting: str, source: ValueSource | None) -> TeacherTokeni
     )
 
 
-def add_teacher_tokens(rows: Rows, name: str, student: PreTrainedTokenizerBase, teacher: TeacherTokenizer) -> Rows:
+def add_teacher_tokens(
+    rows: Rows, name: str, student: PreTrainedTokenizerBase, teacher: TeacherTokenizer, *, processes: int | None = None
+) -> Rows:
     """Rows of the student's tokens, as TRL prepares them, with TEACHER_COLUMNS and SPAN_COLUMNS.
+
+    `processes` share the work where the rows do not stream.
 
     Where both have one vocabulary, a completion that both divide into the same ids has one span for each token. Raises
     InvalidRequest, naming the row, for messages that are more than role and text, where the student's tokenizer divides
@@ -91,7 +95,7 @@ def add_teacher_tokens(rows: Rows, name: str, student: PreTrainedTokenizerBase, 
                 column.append(cell)
         return columns
 
-    return rows.map(add, with_indices=True, batched=True, batch_size=_ROWS_AT_ONCE, **_fresh(rows))
+    return rows.map(add, with_indices=True, batched=True, batch_size=_ROWS_AT_ONCE, **_options(rows, processes))
 
 
 def with_whole_spans(rows: Rows, name: str, max_length: int, say: Callable[[str], None]) -> Rows:
@@ -104,7 +108,7 @@ def with_whole_spans(rows: Rows, name: str, max_length: int, say: Callable[[str]
         kept = max_length - len(row["prompt_ids"])
         return all(row[column][0][0] <= kept for column in SPAN_COLUMNS)
 
-    left = rows.filter(has_spans, **_fresh(rows))
+    left = rows.filter(has_spans, **_options(rows, None))
     if isinstance(rows, Dataset) and len(left) < len(rows):
         dropped = f"{len(rows) - len(left):,} of {len(rows):,} pairs of {name}"
         why = f"max_length {max_length} leaves no token of a completion that student and teacher both end"
@@ -114,9 +118,9 @@ def with_whole_spans(rows: Rows, name: str, max_length: int, say: Callable[[str]
     return left
 
 
-def _fresh(rows: Rows) -> dict[str, bool]:
-    """Options of `map` and `filter`: a cached result would outlive a change of the server's tokenizer."""
-    return {"load_from_cache_file": False} if isinstance(rows, Dataset) else {}
+def _options(rows: Rows, processes: int | None) -> dict[str, Any]:
+    """Options of `map` and `filter`: a cached result would outlive a change of the server's tokenizer, or of tvkd."""
+    return {"load_from_cache_file": False, "num_proc": processes} if isinstance(rows, Dataset) else {}
 
 
 def text_item(pair: Mapping[str, Any], eos_token: str, place: str) -> TextItem:

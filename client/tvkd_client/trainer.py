@@ -271,7 +271,9 @@ class TVKDTrainer(OpenDPOTrainer):
             return rows
         longest = self.settings.max_length
         counted = name if longest is None else f"{name} (of the pairs that max_length keeps)"
-        rows = add_teacher_tokens(rows, counted, self.text_tokenizer, self.teacher_tokenizer)
+        rows = add_teacher_tokens(
+            rows, counted, self.text_tokenizer, self.teacher_tokenizer, processes=self.settings.dataset_num_proc
+        )
         return rows if longest is None else with_whole_spans(rows, name, longest, say)
 
     def reference_rows(self, dataset: Dataset | IterableDataset) -> Dataset | None:

@@ -66,6 +66,17 @@ def test_spans_partition_the_tokens_of_both(rows, teacher):
             assert spans.student_counts[-2] < len(row[f"{side}_ids"])
 
 
+def test_several_processes_make_the_same_tokens_and_name_the_same_row(server, byte_teacher):
+    rows = tokenize_preferences(CHATS, merged())
+    for setting in ("server", str(byte_teacher)):
+        teacher = teacher_tokenizer(setting, ServerSource(server.url))
+        one, two = (add_teacher_tokens(rows, "train", merged(), teacher, processes=n).to_list() for n in (None, 2))
+        assert one == two
+        wrong = Dataset.from_list([rows[0], rows[1] | {"chosen_ids": [1]}])
+        with pytest.raises(InvalidRequest, match=r"^data set train, row 1: "):
+            add_teacher_tokens(wrong, "train", merged(), teacher, processes=2)
+
+
 def test_with_one_vocabulary_each_token_is_a_span_also_where_a_character_is_several():
     (row,) = with_teacher_tokens(TEXTS, byte_level(), byte_level(), vocabulary_digest(byte_level().get_vocab()))
     assert row["chosen_spans"] == [list(range(1, len(row["chosen_ids"]) + 1))] * 2
