@@ -7,7 +7,7 @@ An engine's numbers are compared with full logits of the sequence alone, from th
 
 import argparse
 import asyncio
-import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -62,6 +62,13 @@ IMAGE_SIZES: dict[str, Any] = {
 }  # fmt: skip
 _MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
 OTHERWISE: dict[str, dict[str, Any]] = {
+    "axk1": {"head_dim": 16, "num_key_value_heads": 2},
+    "axk2": {"head_dim": 16, "num_key_value_heads": 2},
+    "bamba": {"attn_layer_indices": [1]},
+    "codegen": {"n_head": 4, "num_attention_heads": 4, "rotary_dim": 8},
+    "gpt_neo": {"attention_types": [[["global"], 2]]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
+    "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
     "deepseek_v2": {"head_dim": 16, "num_key_value_heads": 2},
     "deepseek_v3": {"head_dim": 16, "num_key_value_heads": 2},
     "falcon_h1": {"mamba_n_heads": 2, "mamba_d_ssm": 64},
@@ -168,25 +175,32 @@ def outcome(family: str, engine: str) -> str:
         return f"{worst_error(directory, asyncio.run(ask())):.0e}"
 
 
+def outcome_in_its_own_process(family: str, engine: str) -> str:
+    """The same of an engine that may take its process with it."""
+    command = [sys.executable, __file__, "--engine", engine, family]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=600, check=False, env=os.environ | _ALONE
+        )
+    except subprocess.TimeoutExpired:
+        return "no answer in 600 s"
+    rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {family} |")]
+    return rows[-1].split(" | ", 1)[1].removesuffix(" |") if rows else f"exit code {done.returncode}"
+
+
+_ALONE = {"TVKD_FAMILY_ALONE": "1"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("families", nargs="*", help="default: every causal LM, and some that read images")
     parser.add_argument("--engine", default="transformers", choices=["transformers", "vllm"])
-    parser.add_argument("--one", action="store_true", help="print one family's outcome and nothing else")
     arguments = parser.parse_args()
-    if arguments.one:
-        print(outcome(arguments.families[0], arguments.engine))
-        return
+    alone = arguments.engine == "transformers" or _ALONE.items() <= os.environ.items()
     print(f"| family | {arguments.engine} |\n|---|---|")
     for family in arguments.families or sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *IMAGES}):
-        # One process each: an engine, or a family's own code, may take the process with it.
-        command = [sys.executable, __file__, "--one", "--engine", arguments.engine, family]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-            last = (done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-            print(f"| {family} | {last.replace('|', '/')[:200]} |", flush=True)
-            continue
-        print(f"| {family} | no answer in 600 s |", flush=True)
+        line = (outcome if alone else outcome_in_its_own_process)(family, arguments.engine)
+        print(f"| {family} | {line.replace('|', '/')[:200]} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -69,10 +69,11 @@ def test_what_does_not_fit_even_alone_is_refused_and_its_neighbours_are_answered
     assert fits[0].length == len(COMPLETION)
 
 
-def test_a_failed_micro_batch_fails_its_own_calls_in_one_line_and_the_teacher_goes_on(saved):
-    llama = load(saved("llama"), max_batch_tokens=30)
+def test_a_question_that_fails_its_pass_is_told_in_one_line_and_its_neighbours_are_answered(llama):
+    shapes = []
 
     def fail_on_long(shape):
+        shapes.append(tuple(shape))
         if shape[1] == 30:
             raise RuntimeError("device-side assert\nwith a long story")
 
@@ -85,6 +86,7 @@ def test_a_failed_micro_batch_fails_its_own_calls_in_one_line_and_the_teacher_go
         )  # fmt: skip
 
     failed, answered = asyncio.run(both())
+    assert shapes[0] == (2, 30)
     assert isinstance(failed, TeacherUnavailable)
     assert str(failed) == "the pass failed: RuntimeError: device-side assert"
     assert answered[0].length == len(COMPLETION)

@@ -2,13 +2,20 @@
 
 import pytest
 
-from small_models import LONGEST, VOCABULARY, ask, tokens
+from families import save_tiny
+from small_models import LONGEST, VOCABULARY, ask, load, tokens
 from tvkd_server.teachers.teacher import check_temperatures
 from tvkd_shared.errors import InvalidRequest, SequenceTooLong, TemperatureNotServed, TokenOutOfRange
 
 
 def test_every_token_of_the_vocabulary_and_the_longest_sequence_are_answered(teacher):
     teacher("llama").check([0, VOCABULARY - 1], [[5] * (LONGEST - 2), [1]])
+
+
+def test_the_longest_sequence_is_found_under_another_name(tmp_path):
+    mpt = load(save_tiny("mpt", tmp_path / "mpt"))
+    assert mpt.info.longest_sequence == LONGEST
+    assert ask(mpt, (tokens(LONGEST - 5, 1), [tokens(5, 2)], [1.0]))
 
 
 @pytest.mark.parametrize(

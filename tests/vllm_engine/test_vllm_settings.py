@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tvkd_server.settings import ServeSettings
-from tvkd_server.teachers.vllm_engine.arguments import refuse_what_changes_values
+from tvkd_server.teachers.checkpoint import Checkpoint
+from tvkd_server.teachers.vllm_engine.arguments import refuse_other_positions, refuse_what_changes_values
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.settings import from_command_line
 
@@ -50,6 +52,37 @@ def test_an_engine_argument_that_could_change_a_value_is_refused_with_what_to_do
     with pytest.raises(InvalidRequest, match=words) as refusal:
         refuse_what_changes_values({"enforce_eager": True, name: 1})
     assert name in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "max_model_len", "words"),
+    [
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+            96,
+            "short sequences too; serve it with --engine",
+        ),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, None, "dynamic"),
+        ({"text_config": {"rope_parameters": {"rope_type": "dynamic"}}}, None, "dynamic"),
+        ({"model_type": "cohere2", "sliding_window": 8}, None, "window for Cohere 2 is one token longer"),
+        ({"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 24}, None, "--max-model-len 24"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 24}},
+            25,
+            "beyond 24 tokens",
+        ),
+    ],
+)
+def test_positions_that_vllm_computes_otherwise_are_refused(config, max_model_len, words):
+    with pytest.raises(InvalidRequest, match=words) as refusal:
+        refuse_other_positions(Checkpoint(Path("teacher"), "teacher", config), max_model_len)
+    assert "\n" not in str(refusal.value)
+
+
+def test_positions_within_the_original_length_are_served():
+    longrope = {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 24}}
+    refuse_other_positions(Checkpoint(Path("teacher"), "teacher", longrope), 24)
+    refuse_other_positions(Checkpoint(Path("teacher"), "teacher", {"rope_parameters": {"rope_type": "yarn"}}), None)
 
 
 PRETEND = """

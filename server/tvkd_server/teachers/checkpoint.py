@@ -64,12 +64,21 @@ class Checkpoint:
         digests = [weights.file_digest(path) for path in self.weight_files()]
         return hashlib.blake2b("".join(digests).encode(), digest_size=weights.DIGEST_BYTES).hexdigest()
 
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The configuration of the language model, where the checkpoint has other parts too."""
+        return self.config.get("text_config") or self.config
+
+    @property
+    def rope(self) -> dict[str, Any]:
+        """How rotary positions are computed and scaled."""
+        return self.text_config.get("rope_parameters") or self.text_config.get("rope_scaling") or {}
+
     def attention_bounds(self) -> list[int]:
         """Lengths in tokens beyond which the model computes something else: windows, chunks, and scaled positions."""
-        text = self.config.get("text_config") or self.config
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        original = "original_max_position_embeddings"
-        bounds = [text.get("sliding_window"), text.get("attention_chunk_size"), text.get(original), rope.get(original)]
+        text, original = self.text_config, "original_max_position_embeddings"
+        windows = [text.get("sliding_window"), text.get("attention_chunk_size")]
+        bounds = [*windows, text.get(original), self.rope.get(original)]
         return sorted({bound for bound in bounds if isinstance(bound, int) and bound > 0})
 
     def served_dtype(self, dtype: str, *, on_cpu: bool) -> str:

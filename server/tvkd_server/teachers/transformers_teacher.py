@@ -17,6 +17,9 @@ from tvkd_server.teachers.teacher_pass import Answer, TeacherPass
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
 from tvkd_shared.record import Float32
 
+_LONGEST = ("max_position_embeddings", "max_seq_len")
+"""The names by which configurations give the longest sequence; MPT has the second."""
+
 NO_LONGEST = 2**20
 """Longest sequence of a model whose config names none, such as a state-space model: a bound on one request."""
 
@@ -36,7 +39,7 @@ class TransformersTeacher(Teacher):
         device = _device(settings.device)
         model = load_model(checkpoint, checkpoint.served_dtype(settings.dtype, on_cpu=device.type == "cpu"), device)
         config = model.config.get_text_config(decoder=True)
-        longest = getattr(config, "max_position_embeddings", None) or NO_LONGEST
+        longest = next((size for name in _LONGEST if (size := getattr(config, name, None))), NO_LONGEST)
         self._pass = TeacherPass(model, longest, settings)
         self._max_batch_tokens = settings.max_batch_tokens
         self.window = 2 * settings.max_batch_tokens
@@ -74,9 +77,12 @@ class TransformersTeacher(Teacher):
         else:
             try:
                 answers = await loop.run_in_executor(self._thread, self._pass.score, questions)
-            except Exception as error:  # a pass may fail in any way; its callers are told, and other calls go on
-                reason = f"the pass failed: {type(error).__name__}: {first_line(error)}"
-                answers = [TeacherUnavailable(reason) for _ in calls]
+            except Exception as error:  # a pass may fail in any way; its caller is told, and other calls go on
+                if len(calls) > 1:
+                    for call in calls:
+                        await self._run([call])
+                    return
+                answers = [TeacherUnavailable(f"the pass failed: {type(error).__name__}: {first_line(error)}")]
         for call, answer in zip(calls, answers, strict=True):
             if call.answer.done():  # cancelled meanwhile
                 continue

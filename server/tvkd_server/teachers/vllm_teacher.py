@@ -14,7 +14,7 @@ from tvkd_server.teachers.checkpoint import Checkpoint
 from tvkd_server.teachers.start_check import check_values, probes
 from tvkd_server.teachers.teacher import Question, Teacher
 from tvkd_server.teachers.vllm_engine import plugin, private
-from tvkd_server.teachers.vllm_engine.arguments import refuse_what_changes_values
+from tvkd_server.teachers.vllm_engine.arguments import refuse_other_positions, refuse_what_changes_values
 from tvkd_server.teachers.vllm_engine.failures import FailureFile
 from tvkd_server.teachers.vllm_engine.pooler import split_rows
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
@@ -28,6 +28,7 @@ class VLLMTeacher(Teacher):
 
     def _load(self, checkpoint: Checkpoint, settings: ServeSettings) -> tuple[Any, int, int]:
         refuse_what_changes_values(settings.engine_args)
+        refuse_other_positions(checkpoint, settings.max_model_len)
         dtype = checkpoint.served_dtype(settings.dtype, on_cpu=private.ON_CPU)
         (architecture, *_) = checkpoint.config.get("architectures") or [
             MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[checkpoint.config["model_type"]]

@@ -1,13 +1,14 @@
-"""Which of vLLM's own arguments are passed on: those that change how fast a value is made, never the value.
+"""What is refused under vLLM because it would change a value: most of vLLM's own arguments, and some positions.
 
-This is a list of what is allowed, because what is not in the teacher's id must not change a value, and each version of
-vLLM adds arguments.
+What is not in the teacher's id must not change a value. Of arguments this is a list of what is allowed, because each
+version of vLLM adds some.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from tvkd_server.settings import ServeSettings
+from tvkd_server.teachers.checkpoint import Checkpoint
 from tvkd_shared.errors import InvalidRequest
 
 # Batching, key-value cache, processes and machines, memory and loading, kernels, logs.
@@ -43,3 +44,24 @@ def refuse_what_changes_values(arguments: Mapping[str, Any]) -> None:
         if name not in ALLOWED:
             reason = _REASONS.get(name, "it might change values, which the teacher's id would not show")
             raise InvalidRequest(f"--engine-args: {name} is not passed on to vLLM: {reason}")
+
+
+def refuse_other_positions(checkpoint: Checkpoint, max_model_len: int | None) -> None:
+    """Raises InvalidRequest where vLLM computes positions in another way than transformers, so with other values.
+
+    The check at the start would find it too, but not for a teacher that is too large to be compared.
+    """
+    kind = checkpoint.rope.get("rope_type") or checkpoint.rope.get("type")
+    reason, remedy = None, "serve it with --engine transformers"
+    if kind == "dynamic":
+        reason = "vLLM scales dynamic rotary positions for short sequences too"
+    elif checkpoint.config.get("model_type") == "cohere2":
+        reason = "vLLM's attention window for Cohere 2 is one token longer than the model's"
+    elif kind == "longrope":
+        original = checkpoint.text_config.get("original_max_position_embeddings")
+        original = checkpoint.rope.get("original_max_position_embeddings") or original
+        if original and (max_model_len is None or max_model_len > original):
+            reason = f"beyond {original} tokens vLLM scales the positions of short sequences too"
+            remedy = f"set --max-model-len {original}, or {remedy}"
+    if reason:
+        raise InvalidRequest(f"{checkpoint.name} would have other values than under transformers: {reason}; {remedy}")
