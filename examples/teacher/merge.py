@@ -1,7 +1,7 @@
 """Merges a LoRA adapter into its base model: `python merge.py out/T0-lora out/T0`.
 
-`tvkd serve` reads one folder with all weights. After SFT with LoRA, DPO needs such a folder too: its reference must be
-the SFT model, and TRL would take the base model without its adapter.
+After SFT with LoRA, DPO needs one folder with all weights: its reference must be the SFT model, and TRL would take the
+base model without its adapter.
 """
 
 import sys
