@@ -62,15 +62,14 @@ IMAGE_SIZES: dict[str, Any] = {
 }  # fmt: skip
 _MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
 OTHERWISE: dict[str, dict[str, Any]] = {
-    "axk1": {"head_dim": 16, "num_key_value_heads": 2},
-    "axk2": {"head_dim": 16, "num_key_value_heads": 2},
     "bamba": {"attn_layer_indices": [1]},
     "codegen": {"n_head": 4, "num_attention_heads": 4, "rotary_dim": 8},
     "gpt_neo": {"attention_types": [[["global"], 2]]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
     "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
-    "deepseek_v2": {"head_dim": 16, "num_key_value_heads": 2},
-    "deepseek_v3": {"head_dim": 16, "num_key_value_heads": 2},
+    "diffllama": {"num_key_value_heads": 2},
+    "gptj": {"rotary_dim": 16},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "falcon_h1": {"mamba_n_heads": 2, "mamba_d_ssm": 64},
     "gemma4": {"layer_types": ["sliding_attention", "full_attention"]},
     "mllama": {"num_hidden_layers": 3, "cross_attention_layers": [1], "vision_config": {"vision_output_dim": 64}},
@@ -102,6 +101,8 @@ def tiny_config(family: str) -> PreTrainedConfig:
 def _picked(default: PreTrainedConfig, sizes: dict[str, Any]) -> dict[str, Any]:
     known = default.to_dict()
     picked = {name: size for name, size in sizes.items() if name in known or name in default.attribute_map}
+    if "kv_lora_rank" in known:  # latent attention: as many key heads as heads, and positions in a part of each
+        picked |= {"head_dim": SIZES["qk_rope_head_dim"], "num_key_value_heads": 2}
     kinds = known.get("layer_types")
     if kinds and "layer_types" not in picked:
         picked["layer_types"] = sorted(set(kinds), key=kinds.index)[:2] * 2
@@ -137,8 +138,13 @@ QUESTIONS = [
 
 def worst_error(directory: Path, records: list[list[Record]]) -> float:
     """The largest difference of any number from that of the checkpoint's own class, one sequence a forward pass."""
-    name = transformers.AutoConfig.from_pretrained(directory).architectures[0]
-    model = getattr(transformers, name).from_pretrained(directory, dtype=torch.float32).eval()
+    config = transformers.AutoConfig.from_pretrained(directory)
+    # transformers' other ways of attention drop the cap that Gemma 2 puts on its logits.
+    capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
+    model = getattr(transformers, config.architectures[0]).from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager" if capped else None
+    )
+    model.eval()
     worst = 0.0
     for (prompt, completions, _), answers in zip(QUESTIONS, records, strict=True):
         for completion, record in zip(completions, answers, strict=True):

@@ -56,8 +56,14 @@ class Backbone:
         if chunked or not positions:
             return False
         cache = getattr(self.read(torch.zeros((1, 2), dtype=torch.long), use_cache=True), "past_key_values", None)
-        rows_of_keys = {DynamicLayer, DynamicSlidingWindowLayer}
-        return type(cache) is DynamicCache and {type(layer) for layer in cache.layers} <= rows_of_keys
+        if type(cache) is not DynamicCache:
+            return False
+        layers = {type(layer) for layer in cache.layers}
+        # Moshi has a window of which its cache knows nothing; beyond it, what follows a cached prompt is wrong.
+        window = getattr(config, "sliding_window", None) and "full_attention" not in (
+            getattr(config, "layer_types", None) or ()
+        )
+        return layers <= {DynamicLayer, DynamicSlidingWindowLayer} and not (window and layers == {DynamicLayer})
 
     def read(self, ids_RL: Tensor, **arguments: Any) -> Any:
         """One forward pass; returns the backbone's own output."""
