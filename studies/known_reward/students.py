@@ -1,0 +1,119 @@
+"""Students of one world and seed: where each arm's values come from, its training, and what its samples earn."""
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import GPT2LMHeadModel
+
+from studies.known_reward.models import SETTINGS, load, log_probs, run, sample, tokenizer
+from studies.known_reward.world import World
+from tvkd.demo.control import ShuffledSource, partners
+from tvkd.demo.margins import shaping_weight
+from tvkd_client import StoreSource, TVKDConfig, TVKDTrainer
+from tvkd_client.preference_tokens import tokenize_preferences
+from tvkd_client.source import ValueSource
+from tvkd_shared.record import Record
+
+LENGTH, SHUFFLED = "length", "shuffled"
+"""What an arm's `values` may be in place of the teacher's: the completion's length, or another pair's values."""
+
+BATCH, EVALUATED_PROMPTS = 16, 1000
+
+
+class LengthSource:
+    """Φ(s_t) = t in place of a teacher's value, so that S is the completion's length."""
+
+    teacher_id = LENGTH
+
+    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Record]:
+        states = [np.arange(len(completion) + 1, dtype=np.float32) for completion in completions]
+        return [Record.of({1.0: t}, np.zeros(len(t) - 1, np.float32), np.zeros_like(t)) for t in states]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Means over samples on fresh prompts: true reward, KL(student ‖ S0) in nats a completion, tokens with EOS."""
+
+    reward: float
+    kl: float
+    length: float
+
+
+class Students:
+    """All students of a world's folder and a seed. They see the same pairs in the same order.
+
+    Only pairs with a partner are taken: another pair whose two completions have the same two lengths. A control trains
+    each pair with its partner's values, so that nothing is left of them but their spread and what length tells.
+    """
+
+    def __init__(self, world: World, folder: Path, seed: int, pairs: int) -> None:
+        rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+        data = Dataset.from_list([row for row in rows if row["seed"] == seed]).remove_columns("seed")
+        self._tokens = tokenize_preferences(data, tokenizer())
+        sides = (map(len, self._tokens[side]) for side in ("chosen_ids", "rejected_ids"))
+        self._partner = partners(list(zip(*sides, strict=True)), seed)
+        if len(self._partner) < pairs:
+            raise ValueError(f"{len(self._partner)} pairs of {len(data)} have a partner, and {pairs} are wanted")
+        self._used = sorted(self._partner)[:pairs]
+        self._data = data.select(self._used)
+        self._world, self._folder, self._seed = world, folder, seed
+
+    def train(self, given: Mapping[str, Any]) -> tuple[GPT2LMHeadModel, float]:
+        """A student trained with an arm's settings, and the seconds that it took.
+
+        The settings are those of TVKDConfig, and two of the study's: `spread` stands for alpha, the standard deviation
+        of α times the margin; `values` is LENGTH or SHUFFLED where they are not the teacher's.
+        """
+        settings = dict(given)
+        spread, sources = settings.pop("spread", None), self._sources(settings.pop("values", None))
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as output:
+            args = TVKDConfig(
+                output, **SETTINGS, **settings, per_device_train_batch_size=BATCH, seed=self._seed, max_length=None,
+                lr_scheduler_type="constant_with_warmup", warmup_steps=10, quiet=True,
+            )  # fmt: skip
+            if spread is not None:
+                args.alpha = spread * shaping_weight(self._records(sources["teacher"]), args.shaping)
+            student = load(self._folder / "S0")
+            run(
+                TVKDTrainer(student, args=args, train_dataset=self._data, sources=sources, processing_class=tokenizer())
+            )
+        return student, time.monotonic() - began
+
+    def _sources(self, values: str | None) -> dict[str, ValueSource]:
+        sources: dict[str, ValueSource] = {
+            role: StoreSource(self._folder / "values", teacher_id=model)
+            for role, model in (("teacher", "T1"), ("teacher_reference", "T0"), ("reference", "S0"))
+        }
+        if values == LENGTH:
+            sources["teacher"] = LengthSource()
+        if values == SHUFFLED:
+            for role in ("teacher", "teacher_reference"):
+                sources[role] = ShuffledSource(sources[role], self._tokens, self._partner)
+        return sources
+
+    def _records(self, source: ValueSource) -> list[tuple[Record, Record]]:
+        rows = self._tokens.select(self._used)
+        sides = (source.fetch(rows["prompt_ids"][:], rows[side][:]) for side in ("chosen_ids", "rejected_ids"))
+        return list(zip(*sides, strict=True))
+
+
+def evaluate(world: World, model: GPT2LMHeadModel, reference: GPT2LMHeadModel, seed: int) -> Outcome:
+    """What a model's samples on fresh prompts earn. The seed draws the prompts and the samples."""
+    prompts = world.prompts(EVALUATED_PROMPTS, torch.Generator().manual_seed(seed))
+    completions = sample(model, prompts, seed)
+    # The last place is always EOS, which is not the model's choice.
+    ratio = (log_probs(model, prompts, completions) - log_probs(reference, prompts, completions))[:, :-1]
+    return Outcome(
+        world.reward(prompts, completions).mean().item(),
+        ratio.sum(1).mean().item(),
+        World.is_token(completions).sum(1).float().mean().item(),
+    )
