@@ -5,8 +5,8 @@ import pytest
 from families import QUESTIONS, save_tiny, worst_error
 from small_models import ask, load
 
-FAMILIES = ("deepseek_v3", "falcon_h1", "gemma3", "gemma4", "llama4", "llama4_text", "mistral3", "mllama", "moshi", "qwen2_5_vl",
-            "qwen3_5", "smolvlm")  # fmt: skip
+FAMILIES = ("deepseek_v3", "falcon_h1", "gemma3", "gemma4", "llama4", "llama4_text", "mistral3", "mllama", "moshi",
+            "qwen2_5_vl", "qwen3_5", "smolvlm")  # fmt: skip
 """Checkpoints that read images, in several layouts, and text models whose parts have unusual names."""
 
 
