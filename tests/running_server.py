@@ -55,7 +55,7 @@ def start_server(
     def read_log() -> None:
         for line in process.stderr:
             server.log.append(line)
-            if found := re.search(r"listening on (http://\S+)", line):
+            if found := re.search(r"listening on (https?://\S+)", line):
                 server.url = found[1]
                 listening.set()
         listening.set()
@@ -70,3 +70,15 @@ def start_server(
                 break
         time.sleep(0.05)
     return server
+
+
+def refusal_of(*flags):
+    """Last line of a `tvkd serve` that must end with 2, at once and without a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tvkd.cli", "serve", *map(str, flags)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("tvkd serve: ") and "Traceback" not in done.stderr
+    return last

@@ -8,6 +8,7 @@ from fastapi import Depends, FastAPI
 
 from tvkd_server import problem, routes
 from tvkd_server.exchange import Exchange
+from tvkd_server.keys import Keys
 from tvkd_server.metrics import Metrics
 from tvkd_server.readiness import Readiness
 from tvkd_server.service import Service
@@ -48,11 +49,11 @@ def create_app(
             await readiness.service.close()
 
     app = FastAPI(title="tvkd", summary="Per-token teacher values for preference distillation", lifespan=lifespan)
-    app.state.token = token = settings.bearer_token()
+    app.state.keys = keys = Keys(settings.bearer_token(), settings.api_keys)
     app.state.metrics = metrics
     app.state.readiness = readiness
     app.add_middleware(Exchange, max_bytes=settings.max_request_bytes, readiness=readiness, metrics=metrics)
     problem.install(app)
-    app.include_router(routes.v1, dependencies=[Depends(routes.authorized)] if token else [])
+    app.include_router(routes.v1, dependencies=[Depends(routes.authorized)] if keys else [])
     app.include_router(routes.operations)
     return app

@@ -79,6 +79,19 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self._sending.cancel()
             self._sending = None
 
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._end_tls()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._end_tls()
+
+    def _end_tls(self) -> None:
+        """An idle client does not answer the end of a TLS session, and asyncio would wait 30 seconds for it."""
+        if self.transport.is_closing() and self.transport.get_extra_info("ssl_object"):
+            self.loop.call_later(1, self.transport.abort)
+
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._receiving, self._sending):
             if timer is not None:

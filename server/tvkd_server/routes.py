@@ -1,14 +1,15 @@
 """The HTTP interface: what is asked of whom. The work is done by the service."""
 
 import asyncio
-import hmac
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from tvkd_server.keys import Client, Keys
 from tvkd_server.media_types import ARROW, JSON, codec_of_answer, codec_of_request
 from tvkd_server.problem import CODE
 from tvkd_server.service import Service
@@ -23,11 +24,18 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(
 
 
 async def authorized(request: Request, credentials: Credentials) -> None:
-    """Raises Unauthorized when the request does not carry the server's API key."""
-    token: str = request.app.state.token
-    given = credentials.credentials if credentials else ""
-    if not hmac.compare_digest(given.encode(), token.encode()):
-        raise Unauthorized("send the server's API key as `Authorization: Bearer …`")
+    """Note whose key the request carries. Raises Unauthorized when the server does not know it."""
+    keys: Keys = request.app.state.keys
+    client = keys.client(credentials.credentials) if credentials else None
+    if client is None:
+        raise Unauthorized("send an API key of the server as `Authorization: Bearer …`")
+    request.state.client = client
+
+
+async def asking_client(request: Request) -> Client:
+    """Who asks: the key's name and rights, or the address where no key has a name."""
+    client: Client = getattr(request.state, "client", Client())
+    return client if client.name or not request.client else replace(client, name=request.client.host)
 
 
 async def ready_service(request: Request) -> Service:
@@ -64,13 +72,13 @@ _REQUEST = {"content": {JSON: {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"])}, A
     responses={200: {"model": answer_model(), "content": {ARROW: _STREAM}}, 400: PROBLEM},
     openapi_extra={"requestBody": _REQUEST},
 )
-async def potentials(request: Request, service: Ready) -> Response:
+async def potentials(request: Request, service: Ready, client: Annotated[Client, Depends(asking_client)]) -> Response:
     """Values of each completion after each prompt: from the store, else from the teacher and then stored."""
     body = await request.body()
     reading = codec_of_request(request.headers.get("content-type", ""))
     writing = codec_of_answer(request.headers.get("accept", ""))
     question: PotentialsRequest = await _convert(reading.decode_request, body, len(body))
-    answering = service.potentials(question, request.client.host if request.client else "")
+    answering = service.potentials(question, client)
     answer = await (answering if question.return_ == "digests" else _while_connected(request, answering))
     if answer is None:
         request.scope[CODE] = "disconnected"

@@ -35,22 +35,30 @@ class Serve(ServeSettings, cli_prog_name="tvkd serve"):
             on_failure=lambda: setattr(server, "should_exit", True),
         )
         readiness: Readiness = app.state.readiness
-        server = _Server(
-            uvicorn.Config(
-                app,
-                http=bounded(self.max_connections, self.transfer_seconds),
-                ws="none",
-                log_config=None,
-                access_log=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=self.drain_seconds,
-            ),
-            readiness,
+        config = uvicorn.Config(
+            app,
+            http=bounded(self.max_connections, self.transfer_seconds),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=self.drain_seconds,
+            ssl_certfile=self.tls_cert,
+            ssl_keyfile=self.tls_key,
         )
+        try:
+            config.load()
+        except OSError as error:
+            raise InvalidRequest(
+                f"--tls-cert {self.tls_cert} with --tls-key {self.tls_key} cannot be used: {error}; "
+                "give a certificate and its private key, both as PEM files that the server may read"
+            ) from error
+        server = _Server(config, readiness)
         app.state.metrics.connections.set_function(lambda: len(server.server_state.connections))
         listener = _listen(self.host, self.port)
         host, port = listener.getsockname()[:2]
-        logging.getLogger(__name__).info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
+        scheme, host = "https" if config.is_ssl else "http", f"[{host}]" if ":" in host else host
+        logging.getLogger(__name__).info("listening on %s://%s:%s", scheme, host, port)
         # What uvicorn restores when it is done: a second signal does not cut off the end.
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)

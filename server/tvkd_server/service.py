@@ -8,12 +8,13 @@ from typing import Any
 
 from tvkd_server.admission import Admission
 from tvkd_server.flights import Claim, Flights, Landing
+from tvkd_server.keys import Client
 from tvkd_server.metrics import Metrics
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.teacher import Teacher, check_temperatures
 from tvkd_server.turns import Asker, Turns
 from tvkd_server.writer import GroupCommit
-from tvkd_shared.errors import NotCached, PayloadTooLarge, TeacherMismatch, TVKDError
+from tvkd_shared.errors import Forbidden, NotCached, PayloadTooLarge, TeacherMismatch, TVKDError
 from tvkd_shared.key import completion_keys, token_array
 from tvkd_shared.record import Record, column_names
 from tvkd_shared.store import Store
@@ -78,22 +79,25 @@ class Service:
         metrics.corrupt.set_function(lambda: store.corrupt)
         store.add_teacher(teacher.info.id, teacher.info.model_dump())
 
-    async def potentials(self, request: PotentialsRequest, client: str = "") -> PotentialsAnswer:
+    async def potentials(self, request: PotentialsRequest, client: Client) -> PotentialsAnswer:
         """Answer a client's request. Raises the errors of `tvkd_shared.errors`; what was computed before is stored."""
         info = self.teacher.info
         if request.teacher_id not in (None, info.id):
             raise TeacherMismatch(f"teacher {request.teacher_id} was asked for; this server runs {info.id}")
+        if client.read_only and request.cache == "skip":
+            raise Forbidden("this API key only reads what is stored, and `cache: skip` computes: send `use` or `only`")
         items = await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, request)
         keys = list(dict.fromkeys(key for item in items for key in item.keys))
         columns = column_names(request.temperatures)
-        asker = Asker(client, request.return_ == "digests")
+        asker = Asker(client.name, request.return_ == "digests", client.max_queued_tokens)
         landings: dict[bytes, Landing] = {}
         if request.return_ == "tokens":
             pass
         elif request.cache == "skip":
             landings = await self._without_store(items, keys, columns, asker)
-        elif request.cache == "only":
-            landings = await self._only_store(keys, columns)
+        elif request.cache == "only" or client.read_only:
+            reason = "this API key only reads what is stored" if client.read_only else "cache is `only`"
+            landings = await self._only_store(keys, columns, reason)
         else:
             landings = await self._through_store(items, keys, columns, asker)
         return PotentialsAnswer(
@@ -130,10 +134,10 @@ class Service:
         except TVKDError as error:
             raise type(error)(f"{place}: {error}") from error
 
-    async def _only_store(self, keys: list[bytes], columns: tuple[str, ...]) -> dict[bytes, Landing]:
+    async def _only_store(self, keys: list[bytes], columns: tuple[str, ...], reason: str) -> dict[bytes, Landing]:
         landings = await self._look_up(keys, columns)
         if missing := len(keys) - len(landings):
-            raise NotCached(f"{missing} of {len(keys)} completions are not in the store, and cache is `only`")
+            raise NotCached(f"{missing} of {len(keys)} completions are not in the store, and {reason}")
         return landings
 
     async def _through_store(
@@ -157,7 +161,7 @@ class Service:
         landings = await self._look_up(claim.keys, columns)
         claim.land(landings)
         questions = _questions(items, [key for key in claim.keys if key not in landings])
-        with self._admission.hold(sum(question.tokens for question in questions), bulk=asker.bulk):
+        with self._admission.hold(sum(question.tokens for question in questions), asker):
             outcomes = await asyncio.gather(
                 *(self._compute(question, claim, columns, asker) for question in questions), return_exceptions=True
             )
@@ -186,7 +190,7 @@ class Service:
         self, items: list[_Item], keys: list[bytes], columns: tuple[str, ...], asker: Asker
     ) -> dict[bytes, Landing]:
         questions = _questions(items, keys)
-        with self._admission.hold(sum(question.tokens for question in questions)):
+        with self._admission.hold(sum(question.tokens for question in questions), asker):
             answers = await asyncio.gather(*(self._score(question, columns, asker) for question in questions))
         pairs = zip(questions, answers, strict=True)
         return {key: landing for pair in pairs for key, landing in _landings(*pair).items()}

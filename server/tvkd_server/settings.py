@@ -45,6 +45,12 @@ class ServeSettings(Command, cli_prog_name="tvkd serve"):
     api_key_file: Path | None = Field(
         None, description="file that holds the bearer token, as secrets are mounted; it goes before --api-key"
     )
+    api_keys: Path | None = Field(
+        None,
+        description="TOML file of several keys, by their SHA-256, with names and limits; read again when it changes",
+    )
+    tls_cert: Path | None = Field(None, description="PEM file of the server's certificate and its chain, for https")
+    tls_key: Path | None = Field(None, description="PEM file of the private key that belongs to --tls-cert")
 
     engine: Literal["transformers", "vllm"] = Field(
         "transformers", description="transformers: in this process, one device; vllm: for speed, and more than one GPU"
@@ -108,6 +114,12 @@ class ServeSettings(Command, cli_prog_name="tvkd serve"):
             if given and engine != self.engine:
                 flag = given[0].replace("_", "-")
                 raise ValueError(f"--{flag} belongs to --engine {engine}, and this is --engine {self.engine}")
+        return self
+
+    @model_validator(mode="after")
+    def _both_files_of_tls(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("--tls-cert and --tls-key belong together: give both, or neither")
         return self
 
     def bearer_token(self) -> str | None:

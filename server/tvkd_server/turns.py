@@ -10,10 +10,12 @@ from itertools import count
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who waits for values: a client, by its address, and whether it fills the store in bulk."""
+    """Who waits for values: a client, by its key's name or its address, and whether it fills the store in bulk."""
 
     client: str = ""
     bulk: bool = False
+    max_queued_tokens: int | None = field(default=None, compare=False)
+    """How many of the client's tokens may be queued; None: as many as fit."""
 
 
 @dataclass(order=True, slots=True)

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tvkd_shared.errors import (
+    Forbidden,
     InvalidRequest,
     NoStore,
     NotCached,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tvkd_shared.settings import Command
 
 _USERS_MISTAKES = (
+    Forbidden,
     InvalidRequest,
     NoStore,
     NotCached,

@@ -6,6 +6,7 @@
     │   ├── SequenceTooLong                 422  prompt and completion exceed the teacher's longest sequence
     │   └── TemperatureNotServed            422  a temperature outside the range served
     ├── Unauthorized (PermissionError)      401  no API key, or a wrong one
+    ├── Forbidden (PermissionError)         403  the API key may not do this
     ├── NotCached (LookupError)             404  `cache: only`, and the store does not hold the key
     ├── TeacherMismatch (ValueError)        409  another teacher answers than the one asked for
     ├── PayloadTooLarge (ValueError)        413  more bytes or tokens than one request may carry
@@ -54,6 +55,10 @@ class TemperatureNotServed(InvalidRequest):
 
 class Unauthorized(TVKDError, PermissionError):
     code, status = "unauthorized", 401
+
+
+class Forbidden(TVKDError, PermissionError):
+    code, status = "forbidden", 403
 
 
 class NotCached(TVKDError, LookupError):

@@ -6,12 +6,11 @@ too large and overload in test_operation.py, another tokenizer in tests/client, 
 
 import contextlib
 import subprocess
-import sys
 
 import httpx
 import pytest
 
-from running_server import start_server
+from running_server import refusal_of, start_server
 
 GOOD = {"prompt_token_ids": [9], "completions": [[10, 11]]}
 
@@ -113,18 +112,6 @@ def test_a_full_disk_refuses_new_values_keeps_the_old_and_recovers(tiny_teacher,
         assert server.stop() == 0
     finally:
         server.kill()
-
-
-def refusal_of(*flags):
-    """Last line of a `tvkd serve` that must end with 2, at once and without a traceback."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tvkd.cli", "serve", *map(str, flags)],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("tvkd serve: ") and "Traceback" not in done.stderr
-    return last
 
 
 def test_settings_at_fault_are_named(tmp_path, tiny_teacher, server):

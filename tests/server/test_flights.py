@@ -6,6 +6,7 @@ import pytest
 
 from tvkd_server.admission import Admission
 from tvkd_server.flights import Flights
+from tvkd_server.turns import Asker
 from tvkd_shared.errors import Overloaded, TeacherUnavailable
 from tvkd_shared.record import column_names
 
@@ -67,7 +68,7 @@ def test_the_same_key_with_other_columns_is_another_flight():
 
 def test_a_request_larger_than_the_queue_is_admitted_alone():
     admission = Admission(100)
-    with admission.hold(500), pytest.raises(Overloaded) as refused, admission.hold(1):
+    with admission.hold(500, Asker()), pytest.raises(Overloaded) as refused, admission.hold(1, Asker()):
         pass
     assert refused.value.retry_after == 2.0
     assert admission.queued == 0
@@ -75,5 +76,5 @@ def test_a_request_larger_than_the_queue_is_admitted_alone():
 
 def test_a_full_queue_refuses_what_computes_and_not_what_costs_nothing():
     admission = Admission(100)
-    with admission.hold(100), admission.hold(0):
+    with admission.hold(100, Asker()), admission.hold(0, Asker()):
         pass

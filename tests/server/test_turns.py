@@ -77,10 +77,10 @@ def test_who_left_while_it_waited_is_passed_over():
 
 def test_bulk_fills_half_of_the_queue_and_leaves_the_rest_to_others():
     admission = Admission(100)
-    with admission.hold(40, bulk=True):
-        with pytest.raises(Overloaded), admission.hold(20, bulk=True):
+    with admission.hold(40, BULK):
+        with pytest.raises(Overloaded), admission.hold(20, BULK):
             pass
-        with admission.hold(60):
+        with admission.hold(60, A):
             pass
 
 
