@@ -26,7 +26,7 @@ def test_every_link_leads_somewhere(page):
 @by_name
 def test_every_flag_of_a_command_is_one_of_its_flags(page):
     text = page.read_text().replace("\\\n", "")  # a command may go on in the next line
-    for command, words in re.findall(r"tvkd (serve|prefetch|train|show|demo)\b((?: [^\n`#]*)?)", text):
+    for command, words in re.findall(r"tvkd (serve|prefetch|train|preview|show|demo)\b((?: [^\n`#]*)?)", text):
         assert [flag for flag in FLAG.findall(words) if flag not in flags_of(command)] == []
 
 

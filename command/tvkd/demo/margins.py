@@ -5,18 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tvkd_client.margins import ROUNDING, correlation
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.record import Record
 from tvkd_shared.shaping import Shaping
 from tvkd_shared.value import Float64, log_prob
-
-READINGS = {
-    "soft value, γ 1, sum: the paper": Shaping(),
-    "soft value, γ 0.9, sum": Shaping(gamma=0.9),
-    "soft value, γ 1, last decision": Shaping(terminal="last-decision"),
-    "entropy, γ 0.9, sum": Shaping(gamma=0.9, potential="entropy"),
-    "entropy, γ 0, mean": Shaping(gamma=0.0, potential="entropy", aggregate="mean"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +23,6 @@ class MarginStatistics:
     length_correlation: float | None
     deviation: float
 
-
-_ROUNDING = 1e-4  # nats; values are float32, and one state's differ so little between two micro-batches
 
 Records = Sequence[tuple[Record, Record]]
 """Of each pair the records of chosen and rejected."""
@@ -48,7 +39,7 @@ def shaping_weight(records: Records, shaping: Shaping) -> float:
     Raises InvalidRequest, naming the flags at fault, when the margin is the same for every pair up to rounding.
     """
     deviation = float(shaping_margins(records, shaping).std())
-    if deviation > _ROUNDING:
+    if deviation > ROUNDING:
         return 1 / deviation
     if shaping.potential == "renyi" and shaping.temperature == 1:
         reason = "--potential renyi --temperature 1 is 0 in every state; take another temperature or potential"
@@ -71,9 +62,7 @@ def log_prob_margins(records: Records) -> Float64:
 
 def margin_statistics(margins_N: Float64, records: Records) -> MarginStatistics:
     lengths_N = np.array([chosen.length - rejected.length for chosen, rejected in records], np.float64)
-    varied = margins_N.std() > 0 and lengths_N.std() > 0
-    correlation = float(np.corrcoef(margins_N, lengths_N)[0, 1]) if varied else None
-    return MarginStatistics(float((margins_N > 0).mean()), correlation, float(margins_N.std()))
+    return MarginStatistics(float((margins_N > 0).mean()), correlation(margins_N, lengths_N), float(margins_N.std()))
 
 
 def _margins(records: Records, score: Callable[[Record], float]) -> Float64:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from tvkd.demo.control import ShuffledSource, choose
 from tvkd.demo.demo import Demo
 from tvkd.demo.logit_bytes import logit_bytes
-from tvkd.demo.margins import READINGS, Records, log_prob_margins, margin_statistics, shaping_margins, shaping_weight
+from tvkd.demo.margins import Records, log_prob_margins, margin_statistics, shaping_margins, shaping_weight
 from tvkd.demo.pairs import pairs_file
 from tvkd.demo.report import Fill, Summary, show
 from tvkd.demo.student import load, student_directory
@@ -22,6 +22,7 @@ from tvkd.demo.teacher import teacher_directory
 from tvkd.demo.training import BATCH, HeldOut, align, held_out, pair_log_probs
 from tvkd_client.dataset import load_preferences
 from tvkd_client.http import TeacherClient
+from tvkd_client.margins import READINGS
 from tvkd_client.own_server import Server, running_server
 from tvkd_client.preference_tokens import tokenize_preferences
 from tvkd_client.prefetch import Prefetch
