@@ -95,9 +95,7 @@ def statistics_of(margins: Float64, lengths: Float64, teacher: Float64, alpha: f
 SAME = "The margin is the same for every pair: it changes nothing that a constant would not."
 COUNTS = "This setting mostly counts tokens: its correlation with the difference in length is {:+.2f}."
 CHANCE = "It says hardly more than chance: ½ is in the interval of its agreement with the label."
-AGAINST = (
-    "It is against the label in most pairs: with α above 0 the student is pushed away from the chosen completions."
-)
+AGAINST = "It is against the label in most pairs, which with α above 0 weigh more at the start than under DPO."
 LENGTH = "It says no more than length does: preferring {} completions agrees with the label in {:.0%}."
 
 

@@ -69,7 +69,7 @@ class Stack:
         advantages_S = self._log_prob() - base._log_prob()
         advantages_S[self._last_N] = 0.0
         phi_S = sums_so_far(advantages_S)[:-1]
-        return phi_S - np.repeat(phi_S[self._first_N], self.lengths_N + 1)
+        return np.asarray(phi_S - np.repeat(phi_S[self._first_N], self.lengths_N + 1))
 
     def _log_prob(self) -> Float64:
         return log_prob(self.column(ACTION_LOGIT), self.column(VALUE))

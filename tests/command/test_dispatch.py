@@ -31,7 +31,7 @@ def test_help_loads_neither_settings_nor_an_engine():
     assert done.stderr.strip() == "[]" and "prefetch" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["show", "prefetch", "train"])
+@pytest.mark.parametrize("command", ["show", "preview", "prefetch", "train"])
 def test_the_help_of_a_client_s_command_loads_no_trainer(command):
     code = (
         f"import sys; from tvkd.cli import main\ntry: main(['{command}', '--help'])\nexcept SystemExit: pass\n"

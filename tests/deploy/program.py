@@ -29,7 +29,7 @@ OUTCOMES = {"ok", "disconnected", *BY_CODE}
 @cache
 def variables(command: str) -> set[str]:
     """The `TVKD_…` variables that a command reads."""
-    folders = ["shared", "client"] if command in ("train", "prefetch", "show") else ["shared"]
+    folders = ["shared", "client"] if command in ("train", "prefetch", "preview", "show") else ["shared"]
     sources = "".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
     read = set(re.findall(r'environ\.get\("(TVKD_\w+)"', sources))
     for model in {"serve": [ServeSettings], "store": ACTIONS.values()}.get(command, []):
