@@ -1,7 +1,7 @@
 """The way of a request: claim, look-up, admission, teacher, store, answer."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from tvkd_server.flights import Claim, Flights, Landing
 from tvkd_server.keys import Client
 from tvkd_server.metrics import Metrics
 from tvkd_server.settings import ServeSettings
-from tvkd_server.teachers.teacher import Teacher, check_temperatures
+from tvkd_server.teachers.teacher import NotFinite, Teacher, check_temperatures
 from tvkd_server.turns import Asker, Turns
 from tvkd_server.writer import GroupCommit
 from tvkd_shared.errors import Forbidden, NotCached, PayloadTooLarge, TeacherMismatch, TVKDError
@@ -162,14 +162,7 @@ class Service:
         claim.land(landings)
         questions = _questions(items, [key for key in claim.keys if key not in landings])
         with self._admission.hold(sum(question.tokens for question in questions), asker):
-            outcomes = await asyncio.gather(
-                *(self._compute(question, claim, columns, asker) for question in questions), return_exceptions=True
-            )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
-            landings |= outcome
-        return landings
+            return landings | await _all(self._compute(question, claim, columns, asker) for question in questions)
 
     async def _compute(
         self, question: _Question, claim: Claim, columns: tuple[str, ...], asker: Asker
@@ -179,6 +172,14 @@ class Service:
             records = await self._score(question, columns, asker)
             with self.metrics.store_seconds.labels("put").time():
                 stored = await self._commit.put(list(zip(question.completions, records, strict=True)))
+        except NotFinite as error:
+            if len(question.completions) == 1:
+                claim.fail(question.completions, error)
+                raise
+            return await _all(
+                self._compute(_Question(question.prompt, {key: ids}), claim, columns, asker)
+                for key, ids in question.completions.items()
+            )
         except Exception as error:
             claim.fail(question.completions, error)
             raise
@@ -234,6 +235,16 @@ class Service:
         self._preparing.shutdown(wait=False, cancel_futures=True)
         await self.teacher.close()
         await asyncio.to_thread(self.store.close)
+
+
+async def _all(computing: Iterable[Coroutine[Any, Any, dict[bytes, Landing]]]) -> dict[bytes, Landing]:
+    """What all of them land. When one raises, its error is raised after the others have landed theirs."""
+    landings: dict[bytes, Landing] = {}
+    for outcome in await asyncio.gather(*computing, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        landings |= outcome
+    return landings
 
 
 def _questions(items: Sequence[_Item], keys: Iterable[bytes]) -> list[_Question]:

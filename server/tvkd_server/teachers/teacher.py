@@ -34,6 +34,10 @@ TEMPERATURES = (0.1, 10.0)
 """The lowest and the highest temperature served: between them float32 holds V_τ to 1e-4."""
 
 
+class NotFinite(TeacherUnavailable):
+    """A completion's numbers are not finite, which says nothing of other completions."""
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """One prompt and its completions as token ids, and the names of the columns wanted of each state."""
@@ -123,7 +127,7 @@ class Teacher(ABC):
         """A record of these columns for each completion after one prompt, in order.
 
         Raises InvalidRequest (see `check`), ValueError for a column that no teacher computes, and TeacherUnavailable
-        when the engine is closed, dead, out of memory, or its numbers are not finite.
+        when the engine is closed, dead or out of memory; NotFinite when the numbers of a completion are not finite.
         """
         # No token reaches an engine but through here: one outside the vocabulary would kill it.
         self.check(prompt_token_ids, completions)
@@ -189,4 +193,4 @@ def _record(columns: tuple[str, ...], numbers_SK: Float32, dtype: str) -> Record
         return Record(columns, numbers_SK)
     except ValueError as error:
         overflow = "; serve it in bfloat16 or float32" if dtype == "float16" else ""  # which overflows in many models
-        raise TeacherUnavailable(f"the teacher's {error}{overflow}") from error
+        raise NotFinite(f"the teacher's {error}{overflow}") from error

@@ -213,11 +213,8 @@ class StoreReader:
         hits = index.find(keys)
         wanted = {name for columns in search.missing.values() for name in columns}
         entries = [live[name] for name in hits if name in live and not wanted.isdisjoint(live[name].columns)]
-        places = [
-            (entry, row, keys[which])
-            for entry in sorted(entries, key=lambda entry: entry.rank)
-            for which, row in hits[entry.name]
-        ]
+        entries.sort(key=lambda entry: entry.rank)
+        places = [(entry, row, keys[which]) for entry in entries for which, row in hits[entry.name]]
         for (entry, _, key), block in zip(places, self._each(self._block, places), strict=True):
             if block is not None:
                 search.take(key, entry.name, entry.columns, block)
