@@ -280,3 +280,15 @@ def test_a_closed_store_takes_nothing_more_and_says_so(tmp_path):
     store.close()
     with pytest.raises(StoreUnavailable, match="is closed"):
         store.put(TEACHER, numbered([1]))
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_store_that_is_deleted_while_it_is_open_is_not_written_as_if_it_were_there(replaced, tmp_path):
+    store = open_store(tmp_path / "values")
+    store.put(TEACHER, [(key_of(1), record_of(1))])
+    shutil.rmtree(tmp_path / "values")
+    if replaced:
+        open_store(tmp_path / "values").close()
+    with pytest.raises(StoreUnavailable, match="deleted or replaced while it was open"):
+        store.put(TEACHER, [(key_of(2), record_of(2))])
+    store.close()

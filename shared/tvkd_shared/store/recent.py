@@ -67,7 +67,7 @@ class Recent:
         self._writable = writable
         self._lock = threading.RLock()
         self._sqlite: sqlite3.Connection | None = None
-        self._process = 0
+        self._process = self._inode = 0
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         self._copied: object = None
 
@@ -107,6 +107,20 @@ class Recent:
             finally:
                 if sqlite.in_transaction:
                     sqlite.execute("ROLLBACK")
+            self._check_there()
+
+    def _check_there(self) -> None:
+        """Raises StoreUnavailable when the file was deleted or replaced: SQLite writes on into what is gone."""
+        try:
+            if self.path.stat().st_ino == self._inode:
+                return
+        except FileNotFoundError:
+            pass
+        self.close()
+        raise StoreUnavailable(
+            f"the store {self._folder} cannot be written: its {FILE} was deleted or replaced while it was open, and "
+            "what was just written is not kept; put the store back, or start the server on another one"
+        )
 
     def insert(self, teacher: str, blocks: Iterable[tuple[bytes, tuple[str, ...], Float32]]) -> None:
         """Add blocks in the open transaction, in place of rows that failed their check."""
@@ -237,7 +251,8 @@ class Recent:
             except BaseException:
                 sqlite.close()
                 raise
-            if before in (None, self.path.stat().st_ino):
+            self._inode = self.path.stat().st_ino
+            if before in (None, self._inode):
                 return sqlite
             sqlite.close()  # another process set the file aside meanwhile
 
