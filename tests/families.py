@@ -65,6 +65,7 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "codegen": {"n_head": 4, "num_attention_heads": 4, "rotary_dim": 8},
     "gpt_neo": {"attention_types": [[["global"], 2]]},
+    "nemotron_h": {"n_groups": 1},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
     "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
     "diffllama": {"num_key_value_heads": 2},
