@@ -26,6 +26,9 @@ RELATIVE_READINGS = {
 }
 """Readings against what the teacher started from. The first is the reward that soft-label and token teach, ΣA."""
 
+LOG_PROB = "the teacher's own log-prob"
+"""The margin Σ log π of the teacher itself, among the readings."""
+
 ROUNDING = 1e-4
 """Nats: values are float32, and those of one state differ so little between two micro-batches."""
 

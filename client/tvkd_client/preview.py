@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from rich.console import Console
 
 from tvkd_client.dataset_flags import DatasetFlags
-from tvkd_client.margins import READINGS, RELATIVE_READINGS, length_agreement, statistics_of
+from tvkd_client.margins import LOG_PROB, READINGS, RELATIVE_READINGS, length_agreement, statistics_of
 from tvkd_client.preview_tables import tables
 from tvkd_client.source import StoreSource, ValueSource, source_at
 from tvkd_shared.errors import InvalidRequest, NoStore, NotCached
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     import datasets
 
 _Flags: Any = shaping_command("tvkd preview")
-
-LOG_PROB = "the teacher's own log-prob"
 
 
 class Preview(_Flags, DatasetFlags, cli_prog_name="tvkd preview"):  # type: ignore[misc]

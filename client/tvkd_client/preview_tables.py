@@ -19,7 +19,7 @@ def tables(result: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def _margins(result: dict[str, Any]) -> Table:
-    table = _table(
+    table = titled_table(
         f"The margin between chosen and rejected, before any training, {result['pairs']:,} pairs",
         "reading", "agrees with the label, 95 %", "r, length", f"r, teacher's {result['teacher_margin']}",
     )  # fmt: skip
@@ -38,7 +38,7 @@ def _margins(result: dict[str, Any]) -> Table:
 
 def _gradient(result: dict[str, Any]) -> Table:
     title = "What α does to the gradient at the start, where DPO's weights are all ½"
-    table = _table(title, "reading", "std, nats", "α", "effective pairs", "w < ¼", "flipped, w > ¾")
+    table = titled_table(title, "reading", "std, nats", "α", "effective pairs", "w < ¼", "flipped, w > ¾")
     for name, reading in result["readings"].items():
         table.add_row(
             name,
@@ -50,7 +50,7 @@ def _gradient(result: dict[str, Any]) -> Table:
 
 
 def _cross_entropy(result: dict[str, Any]) -> Table:
-    table = _table("Cross-entropy, nats a token", "model", "chosen", "rejected")
+    table = titled_table("Cross-entropy, nats a token", "model", "chosen", "rejected")
     for role, sides in result["cross_entropy"].items():
         table.add_row(role.replace("_", " "), *(f"{sides[side]:.3f}" for side in ("chosen", "rejected")))
     return table
@@ -60,7 +60,8 @@ def _number(number: float | None, form: str) -> str:
     return "–" if number is None else format(number, form)
 
 
-def _table(title: str, first: str, *numbers: str) -> Table:
+def titled_table(title: str, first: str, *numbers: str) -> Table:
+    """An empty table with a column of names and columns of numbers."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column(first)
     for name in numbers:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from known_records import scored
 
-from tvkd.demo.margins import log_prob_margins, margin_statistics, shaping_margins, shaping_weight
+from tvkd.demo.margins import length_differences, log_prob_margins, shaping_margins, shaping_weight
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.shaping import Shaping
 
@@ -19,18 +19,8 @@ def test_a_margin_is_the_chosen_shaping_less_the_rejected():
     assert shaping_margins(RECORDS, Shaping()).tolist() == [2.0, -2.0, 0.0]
 
 
-def test_a_margin_of_zero_does_not_agree_with_the_label():
-    assert margin_statistics(np.array([2.0, -2.0, 0.0]), RECORDS).agreement == pytest.approx(1 / 3)
-
-
-def test_length_correlation_is_that_of_margin_and_length_difference():
-    statistics = margin_statistics(np.array([2.0, -2.0, 0.0]), RECORDS)
-    assert statistics.length_correlation == pytest.approx(np.corrcoef([2, -2, 0], [0, 1, 0])[0, 1])
-    assert statistics.deviation == pytest.approx(np.std([2, -2, 0]))
-
-
-def test_no_correlation_is_claimed_where_lengths_do_not_differ():
-    assert margin_statistics(np.array([2.0]), RECORDS[:1]).length_correlation is None
+def test_a_length_difference_is_the_chosen_less_the_rejected():
+    assert length_differences(RECORDS).tolist() == [0.0, 1.0, 0.0]
 
 
 def test_the_teachers_log_prob_sums_action_logits_less_values():

@@ -3,20 +3,24 @@
 import io
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from tvkd.demo.margins import MarginStatistics
 from tvkd.demo.report import Fill, Summary, show
 from tvkd.demo.training import HeldOut
+from tvkd_client.margins import statistics_of
 from tvkd_shared.shaping import Shaping
+
+ONE, OTHER = np.array([3.0, 1.0, 2.0, 1.0, -1.0]), np.array([1.0, 2.0, -1.0, -3.0, -1.0])
+LENGTHS = np.array([-2.0, 1.0, 0.0, 3.0, 1.0])
 
 SUMMARY = Summary(
     teacher_id="ab" * 16, teacher_name="tiny", pairs=100, sequences=200, tokens=1500,
     bytes_in_log=40.0, bytes_sealed=20.0,
     bytes_alternatives={"top_50_json_lines": 1400.0, "full_bf16_logits": 98304.0},
     fills=(Fill(60.0, 200, 3100), Fill(1.5, 0, 0)),
-    readings={"one": MarginStatistics(0.8, -0.25, 1.0), "other": MarginStatistics(0.4, None, 1.0)},
+    readings={"one": statistics_of(ONE, LENGTHS, ONE), "other": statistics_of(OTHER, np.zeros(5), ONE)},
     shaping=Shaping(gamma=0.0, potential="entropy", aggregate="mean"), alpha=1.7, train_pairs=80, heldout_pairs=20,
     heldout={"DPO": HeldOut(0.65, 0.05, 0.1, 0.68)}, seconds={"teacher": 20.0},
 )  # fmt: skip
@@ -33,7 +37,7 @@ def printed():
     "row",
     [
         "│ 20.0 │ 1.0 ×", "│ 1,400 │ 70.0 ×", "│ 98,304 │ 4,915.2 ×", "│ first │ 60.0 │ 200 │ 3,100 │",
-        "│ second │ 1.5 │ 0 │ 0 │", "│ one │ 80% │ -0.25 │", "│ other │ 40% │ – │",
+        "│ second │ 1.5 │ 0 │ 0 │", "│ one │ 80% │ -0.61 │", "│ other │ 40% │ – │",
         "│ DPO │ 65.0% ± 5.0% │ +0.100 │ 0.6800 │",
     ],
 )  # fmt: skip

@@ -1,28 +1,14 @@
 """What a reading of the teacher's values says of pairs before any training: does its margin follow label or length?"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from tvkd_client.margins import ROUNDING, correlation
+from tvkd_client.margins import ROUNDING
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.record import Record
 from tvkd_shared.shaping import Shaping
 from tvkd_shared.value import Float64, log_prob
-
-
-@dataclass(frozen=True, slots=True)
-class MarginStatistics:
-    """agreement      share of pairs whose margin S(chosen) − S(rejected) is above 0
-    length_correlation  Pearson's, of the margin with T(chosen) − T(rejected); None when one of them does not vary
-    deviation           standard deviation of the margin
-    """
-
-    agreement: float
-    length_correlation: float | None
-    deviation: float
-
 
 Records = Sequence[tuple[Record, Record]]
 """Of each pair the records of chosen and rejected."""
@@ -60,9 +46,9 @@ def log_prob_margins(records: Records) -> Float64:
     return _margins(records, lambda record: float(log_prob(record.action_logits, record.values[1.0][:-1]).sum()))
 
 
-def margin_statistics(margins_N: Float64, records: Records) -> MarginStatistics:
-    lengths_N = np.array([chosen.length - rejected.length for chosen, rejected in records], np.float64)
-    return MarginStatistics(float((margins_N > 0).mean()), correlation(margins_N, lengths_N), float(margins_N.std()))
+def length_differences(records: Records) -> Float64:
+    """T(chosen) − T(rejected) of each pair, float64 [N]."""
+    return _margins(records, lambda record: float(record.length))
 
 
 def _margins(records: Records, score: Callable[[Record], float]) -> Float64:

@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tvkd.demo.margins import MarginStatistics
 from tvkd.demo.training import HeldOut
+from tvkd_client.margins import MarginStatistics
+from tvkd_client.preview_tables import titled_table
 from tvkd_shared.shaping import Shaping
 
 
@@ -76,7 +77,7 @@ def tables(summary: Summary) -> Iterator[Table]:
 
 def _bytes(summary: Summary) -> Table:
     title = f"{summary.sequences:,} sequences, {summary.tokens:,} tokens in the store"
-    table = _table(title, "Kept for each token", "bytes", "against the store")
+    table = titled_table(title, "Kept for each token", "bytes", "against the store")
     rows = {
         "tvkd store, sealed": summary.bytes_sealed,
         "tvkd store, still in its log": summary.bytes_in_log,
@@ -89,7 +90,7 @@ def _bytes(summary: Summary) -> Table:
 
 
 def _fills(summary: Summary) -> Table:
-    table = _table(
+    table = titled_table(
         f"tvkd prefetch of {summary.pairs:,} pairs", "Fill", "seconds", "completions computed", "teacher tokens"
     )
     for name, fill in zip(("first", "second"), summary.fills, strict=True):
@@ -99,7 +100,7 @@ def _fills(summary: Summary) -> Table:
 
 def _readings(summary: Summary) -> Table:
     title = f"The margin between chosen and rejected, before any training, {summary.pairs:,} pairs"
-    table = _table(title, "Shaping", "agrees with the label", "correlation with length")
+    table = titled_table(title, "Shaping", "agrees with the label", "correlation with length")
     for name, statistics in summary.readings.items():
         correlation = "–" if statistics.length_correlation is None else f"{statistics.length_correlation:+.2f}"
         table.add_row(name, f"{statistics.agreement:.0%}", correlation)
@@ -108,15 +109,7 @@ def _readings(summary: Summary) -> Table:
 
 def _heldout(summary: Summary) -> Table:
     title = f"Held out, {summary.heldout_pairs} pairs: the student's own reward, shaping left out"
-    table = _table(title, "Trained with", "reward accuracy", "margin", "loss")
+    table = titled_table(title, "Trained with", "reward accuracy", "margin", "loss")
     for name, run in summary.heldout.items():
         table.add_row(name, f"{run.accuracy:.1%} ± {run.error:.1%}", f"{run.margin:+.3f}", f"{run.loss:.4f}")
-    return table
-
-
-def _table(title: str, first: str, *numbers: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column(first)
-    for name in numbers:
-        table.add_column(name, justify="right")
     return table

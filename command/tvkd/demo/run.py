@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from tvkd.demo.control import ShuffledSource, choose
 from tvkd.demo.demo import Demo
 from tvkd.demo.logit_bytes import logit_bytes
-from tvkd.demo.margins import Records, log_prob_margins, margin_statistics, shaping_margins, shaping_weight
+from tvkd.demo.margins import Records, length_differences, log_prob_margins, shaping_margins, shaping_weight
 from tvkd.demo.pairs import pairs_file
 from tvkd.demo.report import Fill, Summary, show
 from tvkd.demo.student import load, student_directory
@@ -22,7 +22,7 @@ from tvkd.demo.teacher import teacher_directory
 from tvkd.demo.training import BATCH, HeldOut, align, held_out, pair_log_probs
 from tvkd_client.dataset import load_preferences
 from tvkd_client.http import TeacherClient
-from tvkd_client.margins import READINGS
+from tvkd_client.margins import LOG_PROB, READINGS, statistics_of
 from tvkd_client.own_server import Server, running_server
 from tvkd_client.preference_tokens import tokenize_preferences
 from tvkd_client.prefetch import Prefetch
@@ -77,10 +77,9 @@ def run(settings: Demo) -> int:
     tokens = tokenize_preferences(pairs, tokenizer)
     with clock.stage("margins and logit bytes"):
         records = _records(source, tokens)
-        statistics = {
-            name: margin_statistics(shaping_margins(records, choices), records) for name, choices in READINGS.items()
-        }
-        statistics["the teacher's own log-prob"] = margin_statistics(log_prob_margins(records), records)
+        own, lengths = log_prob_margins(records), length_differences(records)
+        margins = {name: shaping_margins(records, choices) for name, choices in READINGS.items()} | {LOG_PROB: own}
+        statistics = {name: statistics_of(of_pairs, lengths, own) for name, of_pairs in margins.items()}
         split = choose(tokens, settings.steps * BATCH, settings.seed)
         alpha = shaping_weight([records[index] for index in split.used], shaping)
         sample = tokens.select(range(min(_SAMPLE, len(tokens))))
