@@ -7,10 +7,10 @@ from typing import Any
 import datasets
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tvkd_client.adapter import base_folder, is_adapter
 from tvkd_client.http import TeacherClient
 from tvkd_client.token_rows import used_ids
 from tvkd_client.trl_private import prepare_preferences
+from tvkd_shared.adapter import base_folder, is_adapter
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.vocabulary import template_digest, tokens_by_id, vocabulary_digest
 from tvkd_shared.wire import TeacherInfo
@@ -22,7 +22,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises InvalidRequest when there is none.
     """
     if is_adapter(name) and not (Path(name) / "tokenizer_config.json").exists():
-        return load_tokenizer(base_folder(name))
+        return load_tokenizer(str(base_folder(name)))
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir())
     except (OSError, ValueError) as error:

@@ -18,13 +18,14 @@ from trl.scripts.utils import DatasetMixtureConfig
 from trl.trainer.model_config import ModelConfig
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
-from tvkd_client.adapter import base_folder, is_adapter, load_adapter
+from tvkd_client.adapter import load_adapter
 from tvkd_client.config import TVKDConfig
 from tvkd_client.dataset import DataArguments, is_hub_id, training_data
 from tvkd_client.metrics_file import MetricsFile
 from tvkd_client.preference_tokens import load_tokenizer
 from tvkd_client.trainer import TVKDTrainer
 from tvkd_client.trl_private import SettingsParser
+from tvkd_shared.adapter import base_folder, is_adapter
 from tvkd_shared.errors import InvalidRequest, TVKDError
 
 _RENAMED = {
@@ -136,7 +137,7 @@ def _build(
             "use_peft out, or merge the adapter into its base first"
         )
     with _refusals_in_one_line(f"model {student} cannot be read: "):
-        whole = base_folder(student) if adapter else student
+        whole = str(base_folder(student)) if adapter else student
         AutoConfig.from_pretrained(whole, revision=model.model_revision, trust_remote_code=training.trust_remote_code)
     given: Any = training.model_init_kwargs or {}
     options = {"attn_implementation": model.attn_implementation, "dtype": model.dtype, **given}

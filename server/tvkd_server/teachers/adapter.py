@@ -10,17 +10,15 @@ from typing import Any
 
 import platformdirs
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from tvkd_server.teachers.checkpoint import Checkpoint, first_line
 from tvkd_server.teachers.transformers_teacher import load_model
 from tvkd_server.teachers.weights import check_whole, file_digest
+from tvkd_shared.adapter import CONFIG, base_folder, check_fit, read_config
 from tvkd_shared.errors import InvalidRequest, TVKDError
 
 _logger = logging.getLogger(__name__)
 
-CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _TOKENIZER = ("tokenizer*", "*.model", "vocab.*", "merges.txt", "*_tokens*.json", "*.jinja")
 
@@ -32,12 +30,12 @@ def merged(adapter: Path, *, online: bool) -> Path:
     base on the hub; otherwise it is on this machine. Raises InvalidRequest, in one line, when something is missing or
     does not go together.
     """
-    config = _config(adapter)
+    config = read_config(adapter)
     weights = next((adapter / name for name in _WEIGHTS if (adapter / name).exists()), None)
     if weights is None:
         raise InvalidRequest(f"{adapter} has no weights of the adapter; tvkd looked for {', '.join(_WEIGHTS)}")
     check_whole(weights)
-    base = _base(adapter, config, online=online)
+    base = Checkpoint.find(base_folder(adapter, online=online))
     if "quantization_config" in base.config:
         raise InvalidRequest(
             f"adapter {adapter} names {base.directory}, which is quantised, and a sum of both would be rounded again: "
@@ -70,31 +68,6 @@ def merged(adapter: Path, *, online: bool) -> Path:
     return target
 
 
-def _config(adapter: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InvalidRequest(f"{adapter}/{CONFIG} is not JSON: {error}") from error
-    if not config.get("base_model_name_or_path"):
-        raise InvalidRequest(f"{adapter}/{CONFIG} does not name the base model; set base_model_name_or_path there")
-    if config.get("task_type") not in (None, "CAUSAL_LM"):
-        raise InvalidRequest(f"adapter {adapter} is for {config['task_type']}, not for a causal LM")
-    return config
-
-
-def _base(adapter: Path, config: dict[str, Any], *, online: bool) -> Checkpoint:
-    named = str(config["base_model_name_or_path"])
-    if Path(named).expanduser().is_dir():
-        return Checkpoint.find(named)
-    try:
-        return Checkpoint.find(snapshot_download(named, revision=config.get("revision"), local_files_only=not online))
-    except (HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise InvalidRequest(
-            f"adapter {adapter} belongs to base model {named}, which is no folder here and not in the hub's cache: "
-            f"get it (`hf download`), or write its folder into base_model_name_or_path of {CONFIG}"
-        ) from error
-
-
 def _merge(adapter: Path, base: Checkpoint) -> Any:
     try:
         from peft import PeftConfig, PeftModel  # noqa: PLC0415 - only servers of adapters need it
@@ -112,15 +85,7 @@ def _merge(adapter: Path, base: Checkpoint) -> Any:
     adapted = PeftModel(model, config)
     if not hasattr(adapted.base_model, "merge_and_unload"):
         raise InvalidRequest(f"adapter {adapter} is of type {config.peft_type.value}, which is no change of weights")
-    result = adapted.load_adapter(str(adapter), "default")
-    # PEFT writes some embeddings three times, and reads them once.
-    copies = {"modules_to_save", "original_module"}
-    unread = [name for name in result.unexpected_keys if not copies & set(name.split("."))]
-    if wrong := [*result.missing_keys, *unread]:
-        raise InvalidRequest(
-            f"adapter {adapter} does not fit {base.directory}: {len(wrong)} of its weights have no place there or are "
-            f"missing, such as {wrong[0]}"
-        )
+    check_fit(adapter, base.directory, adapted.load_adapter(str(adapter), "default"))
     whole: Any = adapted.merge_and_unload(safe_merge=True)
     if tied:
         table, head = whole.get_input_embeddings(), whole.get_output_embeddings()

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from tvkd_server.teachers import weights
+from tvkd_shared.adapter import is_adapter
 from tvkd_shared.errors import InvalidRequest
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -45,7 +46,7 @@ class Checkpoint:
             directory = _snapshot(model)
         elif name is None:
             name = directory.resolve().name
-        if (directory / "adapter_config.json").exists():
+        if is_adapter(directory):
             from tvkd_server.teachers.adapter import merged  # noqa: PLC0415 - most checkpoints are whole
 
             directory = merged(directory, online=online)
