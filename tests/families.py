@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from small_models import LONGEST, VOCABULARY, Expected, score_all, tokens
+from small_models import LONGEST, VOCABULARY, Expected, save_with_biases, score_all, tokens
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.loading import load_teacher
 from tvkd_shared.errors import TVKDError
@@ -122,13 +122,7 @@ def save_tiny(family: str, directory: Path) -> Path:
     if size > MOST_PARAMETERS:
         raise ValueError(f"{size / 1e6:,.0f} million parameters")
     torch.manual_seed(0)
-    model = model_class(config)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 1 and "norm" not in name:
-                weight.normal_(std=0.1)
-    model.save_pretrained(directory)
-    return directory
+    return save_with_biases(model_class(config), directory)
 
 
 QUESTIONS = [

@@ -57,6 +57,11 @@ def save(architecture: str, directory: Path, **changes: Any) -> Path:
     settings = {"vocab_size": VOCABULARY, "initializer_range": 0.3} | special | ARCHITECTURES[architecture] | changes
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**settings))
+    return save_with_biases(model, directory)
+
+
+def save_with_biases(model: Any, directory: Path) -> Path:
+    """Save a model that was just made, with biases that are not 0, so that one which is left out is noticed."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 1 and "norm" not in name:

@@ -1,5 +1,6 @@
 """Short training runs that are compared to the bit."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,24 @@ def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
         {"prompt": words(8), "chosen": " " + words(12), "rejected": " " + (words(12) if row % 4 else words(1))}
         for row in range(count)
     ]
+
+
+def moved_weights(trainer) -> list[torch.nn.Parameter]:
+    """The weights that are trained, a little away from the reference's, so that no term of a loss is 0."""
+    torch.manual_seed(3)
+    weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.data.add_(0.02 * torch.randn_like(weight))
+    return weights
+
+
+def assert_same_gradient(gradient: Sequence[torch.Tensor | None], wanted: Sequence[torch.Tensor | None]) -> None:
+    """Within 1e-4 of the wanted gradient's norm, which is not 0."""
+    flat, wanted_flat = (
+        torch.cat([part.double().flatten() for part in parts if part is not None]) for parts in (gradient, wanted)
+    )
+    assert torch.linalg.norm(flat - wanted_flat) < 1e-4 * torch.linalg.norm(wanted_flat)
+    assert torch.linalg.norm(wanted_flat) > 0
 
 
 def train(trainer, **settings) -> tuple[list[float], dict[str, torch.Tensor]]:
