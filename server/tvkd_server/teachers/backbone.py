@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -53,17 +54,21 @@ class Backbone:
         # Chunks begin at fixed places of a row, and left padding would move them.
         chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
         positions = "position_ids" in inspect.signature(self._forward.forward).parameters
-        if chunked or not positions:
+        if chunked or not positions or not self._masks_its_window(config):
             return False
         cache = getattr(self.read(torch.zeros((1, 2), dtype=torch.long), use_cache=True), "past_key_values", None)
-        if type(cache) is not DynamicCache:
-            return False
-        layers = {type(layer) for layer in cache.layers}
-        # Moshi has a window of which its cache knows nothing; beyond it, what follows a cached prompt is wrong.
-        window = getattr(config, "sliding_window", None) and "full_attention" not in (
-            getattr(config, "layer_types", None) or ()
+        rows_of_keys = {DynamicLayer, DynamicSlidingWindowLayer}
+        return type(cache) is DynamicCache and {type(layer) for layer in cache.layers} <= rows_of_keys
+
+    def _masks_its_window(self, config: Any) -> bool:
+        """Whether a window, if config names one, is masked as transformers' cache drops keys beyond it.
+
+        Moshi's forward pass masks none, so that what follows a cached prompt has other values beyond the window.
+        """
+        modules = {sys.modules[type(part).__module__] for part in self._forward.modules()}
+        return not getattr(config, "sliding_window", None) or any(
+            hasattr(module, "create_sliding_window_causal_mask") for module in modules
         )
-        return layers <= {DynamicLayer, DynamicSlidingWindowLayer} and not (window and layers == {DynamicLayer})
 
     def read(self, ids_RL: Tensor, **arguments: Any) -> Any:
         """One forward pass; returns the backbone's own output."""
