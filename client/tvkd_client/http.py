@@ -14,7 +14,7 @@ from tenacity import RetryCallState
 
 from tvkd_client.answer import as_arrays, checked_items, tokenized
 from tvkd_client.batches import AnyItem, FillCount, in_order, split, tokens_of
-from tvkd_client.retry import answered_error, retrying
+from tvkd_client.retry import answered_error, retrying, untrusted_certificate
 from tvkd_shared import arrow_codec, json_codec
 from tvkd_shared.errors import (
     InvalidRequest,
@@ -258,6 +258,11 @@ class TeacherClient:
                 f"{self.url} did not answer within {self._timeout:g} s: ask for less at once, or wait longer"
             ) from error
         except httpx.RequestError as error:
+            if untrusted := untrusted_certificate(error):
+                raise InvalidRequest(
+                    f"{self.url} has a certificate that is not trusted: {untrusted}; if a private authority made it, "
+                    "or the server itself, set SSL_CERT_FILE to the authority's PEM file"
+                ) from error
             cause = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
             raise TeacherUnavailable(f"cannot reach {self.url}: {cause}; is `tvkd serve` running there?") from error
 
@@ -277,9 +282,14 @@ class TeacherClient:
         if connections is not None:
             return connections
         headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
-        new = httpx.Client(
-            headers=headers, timeout=httpx.Timeout(self._timeout, connect=10, pool=None), transport=self._transport
-        )
+        try:
+            new = httpx.Client(
+                headers=headers, timeout=httpx.Timeout(self._timeout, connect=10, pool=None), transport=self._transport
+            )
+        except OSError as error:  # a file that is missing, or is no PEM file
+            raise InvalidRequest(
+                f"SSL_CERT_FILE {os.environ.get('SSL_CERT_FILE')} cannot be used: {error}; give a PEM file, or unset it"
+            ) from error
         # setdefault is atomic: of two threads that come here at once, one client is kept and the other never connects.
         return self._opened.setdefault(os.getpid(), new)
 

@@ -1,5 +1,6 @@
 """When to ask again: which failures pass, how long to wait, and what an error answer says."""
 
+import ssl
 from collections.abc import Callable
 from threading import Event
 
@@ -66,7 +67,7 @@ def _passes(error: BaseException) -> bool:
     """No answer, a full queue, or an outage of which the server says, by Retry-After, that waiting helps."""
     if isinstance(error, TeacherUnavailable | StoreUnavailable):
         return error.retry_after is not None or isinstance(error, ProxyUnavailable)
-    return isinstance(error, (*_NO_ANSWER, Overloaded))
+    return isinstance(error, (*_NO_ANSWER, Overloaded)) and untrusted_certificate(error) is None
 
 
 def _wait(state: RetryCallState) -> float:
@@ -88,6 +89,13 @@ def _patience(seconds: float) -> Callable[[RetryCallState], bool]:
         return now + state.upcoming_sleep - first_failure > seconds
 
     return stop
+
+
+def untrusted_certificate(error: BaseException | None) -> str | None:
+    """Why a connection's certificate was refused, which asking again does not change; None for another error."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__  # httpcore names no cause
+    return None if error is None else error.verify_message
 
 
 def answered_error(response: httpx.Response) -> TVKDError:

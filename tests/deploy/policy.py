@@ -140,6 +140,8 @@ def _server(container: Object, pod: Object, variables: dict[str, str], mounted: 
     if pod.get("terminationGracePeriodSeconds", 30) < needed:
         yield f"terminationGracePeriodSeconds is below {needed}: pause, drain, sealing"
     paths = [variables["TVKD_MODEL"], variables.get("TVKD_API_KEY_FILE", "")]
+    if "TVKD_API_KEYS" in variables:
+        paths.append(variables["TVKD_API_KEYS"])
     if "://" not in variables["TVKD_STORE"]:
         paths.append(variables["TVKD_STORE"])
     for path in paths:
@@ -164,9 +166,10 @@ def _references(pod: Object, known: list[Object], owner: str) -> Iterator[str]:
         for variable in container.get("env", []):
             if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
                 yield from _missing(known, "Secret", reference["name"], reference["key"])
-        if "TVKD_API_KEY_FILE" in (names := {one["name"]: one.get("value") for one in container.get("env", [])}):
-            key = names["TVKD_API_KEY_FILE"].rpartition("/")[2]
-            yield from _missing(known, "Secret", volumes["api-key"]["secret"]["secretName"], key)
+        for variable in container.get("env", []):
+            if variable["name"] in ("TVKD_API_KEY_FILE", "TVKD_API_KEYS"):
+                key = variable["value"].rpartition("/")[2]
+                yield from _missing(known, "Secret", volumes["api-key"]["secret"]["secretName"], key)
     for volume in volumes.values():
         if "secret" in volume:
             yield from _missing(known, "Secret", volume["secret"]["secretName"])

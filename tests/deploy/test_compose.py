@@ -15,16 +15,20 @@ from rendering import DEPLOY
 DOCKERFILE = stages((DEPLOY.parent / "Dockerfile").read_text())
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
 GPU = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())["services"]
+KEYS = yaml.safe_load((DEPLOY / "compose.keys.yaml").read_text())["services"]
 
 
 def over(base, override):
-    """Services as compose merges them, as far as these files go: mappings are merged, the rest is replaced."""
+    """Services as compose merges them, mappings and lists are merged, the rest is replaced."""
+    if isinstance(base, list):
+        return base + override
     if not isinstance(base, dict):
         return override
     return base | {name: over(base.get(name), value) for name, value in override.items()}
 
 
 WITH_GPU = over(COMPOSE, GPU)
+WITH_KEYS = over(COMPOSE, KEYS)
 
 
 def faults(services):
@@ -69,6 +73,10 @@ def _own(service):
         yield "has no API key"
     words = command_line(container, stage)
     yield from command_faults(words, environment, stage.environment)
+    if file := environment.get("TVKD_API_KEYS"):
+        folders = [volume.removesuffix(":ro").rpartition(":")[2] for volume in service["volumes"]]
+        if file.rpartition("/")[0] not in folders:
+            yield f"{file} is in no folder that is mounted"
     if words[0] == "serve":
         if [port.rpartition(":")[2] for port in service["ports"]] != [str(PORT)]:
             yield f"publishes no port {PORT}"
@@ -80,7 +88,7 @@ def _own(service):
             yield f"{url} is no server"
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml", "compose.keys.yaml"])
 def test_a_compose_file_fits_the_specification(name):
     done = subprocess.run(
         [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", DEPLOY / name],
@@ -106,7 +114,7 @@ def test_a_field_that_is_none_is_found(tmp_path):
     assert done.returncode != 0
 
 
-@pytest.mark.parametrize("services", [COMPOSE, WITH_GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("services", [COMPOSE, WITH_GPU, WITH_KEYS], ids=["cpu", "gpu", "keys"])
 def test_every_service_is_confined_and_names_what_is_there(services):
     assert faults(services) == []
 
@@ -137,6 +145,12 @@ MISTAKES = {
     "less grace than drain": (lambda s: s["server"].update(stop_grace_period="30s"), "before it has drained"),
     "a writable root": (lambda s: s["server"].update(read_only=False), "server: is not confined"),
 }  # fmt: skip
+
+
+def test_a_file_of_keys_on_no_volume_is_found():
+    wrong = copy.deepcopy(WITH_KEYS)
+    wrong["server"]["volumes"].pop()
+    assert faults(wrong) == ["server: /run/keys/api-keys.toml is in no folder that is mounted"]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

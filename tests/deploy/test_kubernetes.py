@@ -7,7 +7,7 @@ import pytest
 import yaml
 from policy import faults, pods
 from program import command_faults
-from rendering import EVERYTHING, OVERLAYS, kustomize, render
+from rendering import EVERYTHING, OVERLAYS, WITH_KEYS, kustomize, render
 from schemas import schema_faults
 
 each = pytest.mark.parametrize("folder", EVERYTHING)
@@ -41,6 +41,14 @@ def test_the_trainers_settings_are_settings():
 def test_without_the_files_that_hold_secrets_nothing_is_rendered(overlay):
     done = kustomize(overlay, secrets=False)
     assert done.returncode != 0 and re.search("api-key|s3.env", done.stderr)
+
+
+@pytest.mark.parametrize("overlay", WITH_KEYS)
+def test_the_component_gives_the_server_a_file_of_keys_that_is_there(overlay):
+    objects = copy.deepcopy(render(overlay))
+    assert "TVKD_API_KEYS" in {one["name"] for one in container(objects)["env"]}
+    del first(objects, "Secret")["data"]["api-keys.toml"]
+    assert "Secret tvkd-api-key has no api-keys.toml" in " ".join(faults(objects, beside(overlay)))
 
 
 def server(objects):

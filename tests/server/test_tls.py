@@ -1,5 +1,6 @@
 """TLS by two flags, with a certificate that a private authority could have made."""
 
+import re
 import subprocess
 
 import httpx
@@ -33,8 +34,13 @@ def test_a_client_that_trusts_the_certificate_is_served(certificates, tiny_teach
         ((values,),) = client.potentials([TokenItem(prompt_token_ids=[9], completions=[[10, 11]])])
         assert values is not None and client.teacher().id
         monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "b.crt"))
-        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-            httpx.get(f"{server.url}/healthz")
+        with pytest.raises(InvalidRequest, match=r"not trusted: self-signed .* set SSL_CERT_FILE"):
+            TeacherClient(server.url).teacher()
+        for path in (tmp_path / "nothing", certificates / "a.key"):
+            monkeypatch.setenv("SSL_CERT_FILE", str(path))
+            with pytest.raises(InvalidRequest, match=f"SSL_CERT_FILE {re.escape(str(path))} cannot be used"):
+                TeacherClient(server.url).teacher()
+        monkeypatch.delenv("SSL_CERT_FILE")
         with pytest.raises(httpx.RemoteProtocolError):
             httpx.get(f"{server.url}/healthz".replace("https", "http"))
         assert server.stop() == 0  # though the client's connection is open: within 30 seconds
