@@ -70,9 +70,11 @@ format: $(VENV)/dev.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Installs the programs that check deploy/ and are not Python packages. Without them `make test` skips those checks and says so.
+# Installs the programs that check deploy/, and the browser that checks pages: they are not Python packages. Without them
+# `make test` skips those checks and says so.
 deploy-tools:
-	@for tool in kubectl:kubernetes-client promtool:prometheus haproxy:haproxy; do \
+	@for tool in kubectl:kubernetes-client promtool:prometheus haproxy:haproxy \
+		chromium:chromium chromedriver:chromium-driver; do \
 		command -v $${tool%:*} >/dev/null || missing="$$missing $${tool#*:}"; done; \
 	[ -z "$$missing" ] || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; }
 

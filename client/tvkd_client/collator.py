@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import get_worker_info
 
 from tvkd_client.completions import Completions
-from tvkd_client.ending import Ending
 from tvkd_client.roles import Role, Sources, base_role
 from tvkd_client.source import ServerSource
+from tvkd_shared.ending import Ending
 from tvkd_shared.errors import WrongAnswer
 from tvkd_shared.record import Record
 from tvkd_shared.shaping import POTENTIALS, Shaping, log_probs

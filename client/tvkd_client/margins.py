@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tvkd_shared.objective import starting_weight
 from tvkd_shared.shaping import Shaping
 from tvkd_shared.value import Float64
 
@@ -78,7 +79,7 @@ def statistics_of(margins: Float64, lengths: Float64, teacher: Float64, alpha: f
     deviation, agreement = float(margins.std()), float((margins > 0).mean())
     varied = deviation > ROUNDING
     alpha = alpha if alpha is not None else 1 / deviation if varied else None
-    weights = None if alpha is None else 1 / (1 + np.exp(np.clip(alpha * margins, -500, 500)))
+    weights = None if alpha is None else starting_weight(alpha, margins)
     interval = wilson(agreement, len(margins))
     by_length = correlation(margins, lengths) if varied else None
     return MarginStatistics(

@@ -65,7 +65,7 @@ class Preview(_Flags, DatasetFlags, cli_prog_name="tvkd preview"):  # type: igno
         datasets.disable_progress_bars()
         tokenizer = load_tokenizer(self.tokenizer)
         rows = tokenize_preferences(self.pairs(), tokenizer, str(self.dataset)).select_columns(list(TOKEN_COLUMNS))
-        from tvkd_client.ending import Ending, declared_eos  # noqa: PLC0415
+        from tvkd_shared.ending import Ending, declared_eos  # noqa: PLC0415
 
         try:
             scores = scores_of(rows, sources, readings, Ending(tokenizer, declared_eos(self.tokenizer)).of)

@@ -8,9 +8,9 @@ from pydantic import Field, NonNegativeInt, SecretStr, model_validator
 from rich.console import Console
 
 from tvkd_client.dataset_flags import DatasetFlags
-from tvkd_client.ending import Ending, declared_eos
 from tvkd_client.picture import TokenShaping, draw, write
 from tvkd_client.source import ServerSource, StoreSource, source_at
+from tvkd_shared.ending import Ending, declared_eos
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.record import Record
 from tvkd_shared.settings import shaping_command

@@ -21,7 +21,6 @@ from datasets import Dataset, IterableDataset
 
 from tvkd_client.collator import SCORES, SPANS, ScoreCollator, resolved
 from tvkd_client.config import TVKDConfig
-from tvkd_client.ending import Ending
 from tvkd_client.objective import (
     FEW_TOKENS,
     SUMS,
@@ -39,6 +38,7 @@ from tvkd_client.run_record import RunRecord
 from tvkd_client.survey import check_complete, check_data, check_reference, fill, mean_advantage
 from tvkd_client.teacher_tokens import add_teacher_tokens, teacher_tokenizer, with_whole_spans
 from tvkd_client.trl_private import ObservedModel, OpenDPOTrainer, check
+from tvkd_shared.ending import Ending
 from tvkd_shared.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)

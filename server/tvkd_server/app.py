@@ -10,6 +10,7 @@ from tvkd_server import problem, routes
 from tvkd_server.exchange import Exchange
 from tvkd_server.keys import Keys
 from tvkd_server.metrics import Metrics
+from tvkd_server.page import page
 from tvkd_server.readiness import Readiness
 from tvkd_server.service import Service
 from tvkd_server.settings import ServeSettings
@@ -56,4 +57,5 @@ def create_app(
     problem.install(app)
     app.include_router(routes.v1, dependencies=[Depends(routes.authorized)] if keys else [])
     app.include_router(routes.operations)
+    app.include_router(page)
     return app

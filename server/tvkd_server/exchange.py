@@ -24,7 +24,7 @@ class Exchange:
       byte is read, and as it is counted, since a header can lie or be missing. The app asks for no body before it has
       checked the key.
     - A request that a stopping server has no time left for is told to ask again: another server may be up then.
-    - Every potentials request is counted by its outcome: `ok`, or an error's code.
+    - Every request for values is counted by its outcome: `ok`, or an error's code.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, readiness: Readiness, metrics: Metrics) -> None:
@@ -77,7 +77,7 @@ class Exchange:
             outcome = "internal-error"
             raise
         finally:
-            if scope["path"] == "/v1/potentials":
+            if scope["path"] in ("/v1/potentials", "/v1/shaping"):
                 self.metrics.requests.labels(outcome or "disconnected").inc()
                 self.metrics.request_seconds.observe(time.perf_counter() - started)
 

@@ -9,10 +9,10 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "tvkd_requests", "Potentials requests by outcome: ok or an error code", ["outcome"], registry=self.registry
+            "tvkd_requests", "Requests for values by outcome: ok or an error code", ["outcome"], registry=self.registry
         )
         self.request_seconds = Histogram(
-            "tvkd_request_seconds", "Time to answer a potentials request", buckets=_SECONDS, registry=self.registry
+            "tvkd_request_seconds", "Time to answer a request for values", buckets=_SECONDS, registry=self.registry
         )
         self.cached = Counter("tvkd_cached_completions", "Completions answered from the store", registry=self.registry)
         self.computed = Counter("tvkd_computed_completions", "Completions the teacher scored", registry=self.registry)

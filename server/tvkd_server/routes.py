@@ -3,19 +3,23 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 
 from tvkd_server.keys import Client, Keys
 from tvkd_server.media_types import ARROW, JSON, codec_of_answer, codec_of_request
+from tvkd_server.pair import PairAnswer, PairRequest, pair
 from tvkd_server.problem import CODE
 from tvkd_server.service import Service
-from tvkd_shared.errors import BY_CODE, Unauthorized
+from tvkd_shared import json_codec
+from tvkd_shared.errors import BY_CODE, InvalidRequest, Unauthorized
 from tvkd_shared.json_codec import answer_model
-from tvkd_shared.wire import PotentialsAnswer, PotentialsRequest, Problem, StoreInfo, TeacherInfo, Vocabulary
+from tvkd_shared.wire import PotentialsRequest, Problem, StoreInfo, TeacherInfo, Vocabulary
 
 PROBLEM: dict[str, Any] = {"model": Problem, "content": {"application/problem+json": {}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {error.status: PROBLEM for error in BY_CODE.values()}
@@ -43,6 +47,7 @@ async def ready_service(request: Request) -> Service:
     return service
 
 
+Answer = TypeVar("Answer")
 Ready = Annotated[Service, Depends(ready_service)]
 
 v1 = APIRouter(prefix="/v1", responses=PROBLEMS)
@@ -60,10 +65,14 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
     return {name: _inlined(part, definitions) for name, part in schema.items() if name != "$defs"}
 
 
+def _schema(model: type[BaseModel]) -> Any:
+    schema = model.model_json_schema()
+    return _inlined(schema, schema.get("$defs", {}))
+
+
 _SMALL_BODY = 128 << 10
-_SCHEMA = PotentialsRequest.model_json_schema()
 _STREAM = {"schema": {"type": "string", "format": "binary", "description": "Arrow IPC stream, see docs/server.md"}}
-_REQUEST = {"content": {JSON: {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"])}, ARROW: _STREAM}, "required": True}
+_REQUEST = {"content": {JSON: {"schema": _schema(PotentialsRequest)}, ARROW: _STREAM}, "required": True}
 
 
 @v1.post(
@@ -81,15 +90,36 @@ async def potentials(request: Request, service: Ready, client: Annotated[Client,
     answering = service.potentials(question, client)
     answer = await (answering if question.return_ == "digests" else _while_connected(request, answering))
     if answer is None:
-        request.scope[CODE] = "disconnected"
-        return Response(status_code=499)  # nobody reads it
+        return _unread(request)
     content = await _convert(writing.encode_answer, answer, len(body))
     return Response(content, media_type=writing.MEDIA_TYPE)
 
 
-async def _while_connected(
-    request: Request, answering: Coroutine[Any, Any, PotentialsAnswer]
-) -> PotentialsAnswer | None:
+@v1.post(
+    "/shaping",
+    response_class=Response,
+    responses={200: {"model": PairAnswer}, 400: PROBLEM},
+    openapi_extra={"requestBody": {"content": {JSON: {"schema": _schema(PairRequest)}}, "required": True}},
+)
+async def shaping(request: Request, service: Ready, client: Annotated[Client, Depends(asking_client)]) -> Response:
+    """One pair, token by token: values, ψ by any choice of shaping, and the margin. The page at `/` draws this."""
+    body = await request.body()
+    if codec_of_request(request.headers.get("content-type", "")) is not json_codec:
+        raise InvalidRequest(f"Content-Type is {ARROW}; send `{JSON}`, since a pair is text")
+    question = await _convert(partial(json_codec.decode, PairRequest), body, len(body))
+    answer = await _while_connected(request, pair(service, question, client))
+    if answer is None:
+        return _unread(request)
+    return Response(await _convert(PairAnswer.model_dump_json, answer, len(body)), media_type=JSON)
+
+
+def _unread(request: Request) -> Response:
+    """The answer to a client that has left."""
+    request.scope[CODE] = "disconnected"
+    return Response(status_code=499)
+
+
+async def _while_connected(request: Request, answering: Coroutine[Any, Any, Answer]) -> Answer | None:
     """The answer; None, with its work cancelled, once the client has left. What another request waits for goes on."""
 
     async def left() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 from pydantic_core import to_json
@@ -28,10 +28,18 @@ _OFFSETS = (
 )
 
 
+Model = TypeVar("Model", bound=BaseModel)
+
+
 def decode_request(body: bytes) -> PotentialsRequest:
     """Raises InvalidRequest with the first mistake and its place."""
+    return decode(PotentialsRequest, body)
+
+
+def decode(model: type[Model], body: bytes) -> Model:
+    """A request of this model. Raises InvalidRequest with the first mistake and its place."""
     try:
-        return PotentialsRequest.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         if (count := error.error_count()) > _MOST_MISTAKES:
             # To list them, as the unknown fields of a large body, takes seconds in which nothing else runs.

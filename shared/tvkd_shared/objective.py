@@ -33,6 +33,13 @@ def tvkd_loss(
     return np.asarray(np.logaddexp(0.0, -logit))
 
 
+def starting_weight(alpha: float, shaping_margin: npt.ArrayLike) -> Float64:
+    """σ(−α·m): what a pair's gradient is weighed with before the first step, when Δ is 0. Under DPO it is ½."""
+    with np.errstate(over="ignore"):
+        logit = alpha * np.asarray(shaping_margin, np.float64)
+    return np.asarray(1 / (1 + np.exp(np.clip(logit, -500, 500))))
+
+
 def token_loss(
     log_ratios: Sequence[npt.ArrayLike], advantages: Sequence[npt.ArrayLike], strength: float, center: float = 0.0
 ) -> float:

@@ -44,12 +44,12 @@ class Command(BaseSettings):
 Settings = TypeVar("Settings", bound=BaseSettings)
 
 
-def shaping_command(program: str, *choices: str, **defaults: Any) -> Any:
-    """A base for commands with a flag for each of these choices of `Shaping`, by default all of them.
+def shaping_fields(*choices: str, **defaults: Any) -> dict[str, Any]:
+    """For `create_model`, a field for each of these choices of `Shaping`, by default all of them.
 
-    `defaults` replace those of `Shaping`. The command's `shaping` is what its flags choose.
+    `defaults` replace those of `Shaping`.
     """
-    flags: dict[str, Any] = {
+    return {
         choice.name: (
             choice.type,
             Field(defaults.get(choice.name, choice.default), description=choice.metadata["help"]),
@@ -57,6 +57,11 @@ def shaping_command(program: str, *choices: str, **defaults: Any) -> Any:
         for choice in fields(Shaping)
         if not choices or choice.name in choices
     }
+
+
+def shaping_command(program: str, *choices: str, **defaults: Any) -> Any:
+    """A base for commands with a flag for each of `shaping_fields`. The command's `shaping` is what they choose."""
+    flags = shaping_fields(*choices, **defaults)
 
     class ShapingCommand(create_model("ShapingFlags", __base__=Command, **flags)):  # type: ignore[misc]
         model_config = SettingsConfigDict(cli_prog_name=program)

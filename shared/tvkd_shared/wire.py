@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -47,20 +47,28 @@ class TokenItem:
     completions: Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
 
 
-class TextItem(BaseModel):
-    """One prompt and its completions as text, or a chat as messages, tokenised with the teacher's own template."""
+Text = Annotated[str, Field(min_length=1)]
+
+
+class TextPrompt(BaseModel):
+    """A prompt as text, or as a chat's messages, which the teacher's own template puts around each completion."""
 
     model_config = _CLOSED
 
-    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[Message], Field(min_length=1, fail_fast=True)]
-    completions: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, fail_fast=True)]
+    prompt: Text | Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     append_eos: bool = Field(False, description="put the end-of-sequence token behind each completion of a text prompt")
 
     @model_validator(mode="after")
-    def _template_ends_messages(self) -> "TextItem":
+    def _template_ends_messages(self) -> Self:
         if self.append_eos and not isinstance(self.prompt, str):
             raise ValueError("append_eos is for a prompt of text: messages end as the chat template ends them")
         return self
+
+
+class TextItem(TextPrompt):
+    """One prompt and its completions as text."""
+
+    completions: Annotated[list[Text], Field(min_length=1, fail_fast=True)]
 
 
 def _item_kind(item: Any) -> str:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tvkd_client import Shaping, TVKDTrainer
 from tvkd_client.collator import SCORES, Scores
-from tvkd_client.ending import end_of_sequence
+from tvkd_shared.ending import end_of_sequence
 from tvkd_shared.objective import tvkd_loss
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.0, task_type="CAUSAL_LM")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvkd_client.ending import Ending, declared_eos, end_of_sequence
+from tvkd_shared.ending import Ending, declared_eos, end_of_sequence
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.record import Record
 from tvkd_shared.shaping import Shaping

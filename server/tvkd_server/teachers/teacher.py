@@ -55,7 +55,7 @@ class Teacher(ABC):
     info: TeacherInfo
     window: int
     """Tokens of all questions that keep the engine busy: with more at once it is no faster."""
-    _tokenizer: Tokenizer
+    tokenizer: Tokenizer
     _closed = False
 
     @classmethod
@@ -75,7 +75,7 @@ class Teacher(ABC):
             raise
         except Exception as error:
             raise InvalidRequest(f"{settings.model} does not load as a teacher: {first_line(error)}") from error
-        teacher._tokenizer = Tokenizer(checkpoint.directory)
+        teacher.tokenizer = Tokenizer(checkpoint.directory)
         config, dtype = checkpoint.config, str(torch_dtype).removeprefix("torch.")
         quantized = config.get("quantization_config")
         teacher.info = TeacherInfo(
@@ -83,8 +83,8 @@ class Teacher(ABC):
             name=checkpoint.name,
             dtype=dtype,
             quantization=str(quantized.get("quant_method", "unnamed")) if quantized else settings.quantization,
-            tokenizer_digest=teacher._tokenizer.digest,
-            chat_template_digest=teacher._tokenizer.chat_template_digest,
+            tokenizer_digest=teacher.tokenizer.digest,
+            chat_template_digest=teacher.tokenizer.chat_template_digest,
             vocab_size=vocab_size,
             longest_sequence=longest_sequence,
             engine=cls.engine,
@@ -141,7 +141,7 @@ class Teacher(ABC):
 
     def vocabulary(self) -> list[str | None]:
         """The token of each id that the teacher's tokenizer has."""
-        return self._tokenizer.vocabulary()
+        return self.tokenizer.vocabulary()
 
     def check(self, prompt_token_ids: Tokens, completions: Sequence[Tokens], where: str = "") -> None:
         """Refuse what the teacher cannot answer. `where` names the item in the message, such as "items[3]".
@@ -170,7 +170,7 @@ class Teacher(ABC):
 
     def tokenize(self, item: TextItem, max_tokens: int) -> TokenizedItem:
         """Token ids by the teacher's own tokenizer and chat template; see `tvkd_shared.text.tokenize`."""
-        return self._tokenizer.tokenize(item, self.info.longest_sequence, max_tokens)
+        return self.tokenizer.tokenize(item, self.info.longest_sequence, max_tokens)
 
     async def close(self) -> None:
         """Finish what the engine is computing and refuse what waits. `score` raises TeacherUnavailable from now on."""

@@ -3,12 +3,9 @@
 import json
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tvkd_shared.errors import InvalidRequest
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def end_of_sequence(completion: Sequence[int], eos: Collection[int], is_blank: Callable[[int], bool]) -> int | None:
@@ -25,9 +22,9 @@ def end_of_sequence(completion: Sequence[int], eos: Collection[int], is_blank: C
 
 
 class Ending:
-    """Where a tokenizer's completions end: at its own EOS and any of `declared`, a generation config's eos_token_id."""
+    """Where completions end: at the EOS of a tokenizer of transformers and at `declared`, a model's eos_token_id."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", declared: int | Sequence[int] | None) -> None:
+    def __init__(self, tokenizer: Any, declared: int | Sequence[int] | None) -> None:
         several = declared if isinstance(declared, Sequence) else [declared]
         self.eos = frozenset(token for token in [*several, tokenizer.eos_token_id] if token is not None)
         self._tokenizer = tokenizer
@@ -43,7 +40,7 @@ class Ending:
         return self._blank[token]
 
 
-def declared_eos(folder: str) -> int | list[int] | None:
+def declared_eos(folder: str | Path) -> int | list[int] | None:
     """eos_token_id of a model's folder as transformers takes it: generation_config.json's, or else config.json's.
 
     None where there is neither. Raises InvalidRequest for a file that is not a JSON object.
