@@ -55,7 +55,7 @@ def start_server(
     def read_log() -> None:
         for line in process.stderr:
             server.log.append(line)
-            if found := re.search(r"listening on (https?://\S+)", line):
+            if found := re.search(r"listening on (https?://[^\s\"]+)", line):
                 server.url = found[1]
                 listening.set()
         listening.set()

@@ -15,6 +15,7 @@ from tvkd_server.readiness import Readiness
 from tvkd_server.service import Service
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.teacher import Teacher
+from tvkd_server.tracing import send_traces
 from tvkd_shared.store import open_store
 
 
@@ -52,8 +53,11 @@ def create_app(
     app = FastAPI(title="tvkd", summary="Per-token teacher values for preference distillation", lifespan=lifespan)
     app.state.keys = keys = Keys(settings.bearer_token(), settings.api_keys)
     app.state.metrics = metrics
+    app.state.request_seconds = settings.request_seconds
     app.state.readiness = readiness
     app.add_middleware(Exchange, max_bytes=settings.max_request_bytes, readiness=readiness, metrics=metrics)
+    if settings.otlp_endpoint is not None:
+        send_traces(app, metrics, settings.otlp_endpoint)
     problem.install(app)
     app.include_router(routes.v1, dependencies=[Depends(routes.authorized)] if keys else [])
     app.include_router(routes.operations)

@@ -1,16 +1,17 @@
 """What holds for every exchange of request and answer, whoever answers it: a bound, a last word, a count."""
 
 import asyncio
-import time
 from contextlib import suppress
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tvkd_server.logs import REQUESTS
 from tvkd_server.media_types import ARROW
 from tvkd_server.metrics import Metrics
 from tvkd_server.problem import CODE, problem_response
 from tvkd_server.readiness import Readiness
+from tvkd_server.timing import CURRENT, Timing
 from tvkd_shared.errors import PayloadTooLarge, TeacherUnavailable, TVKDError
 
 JSON_BYTES = 1 << 20
@@ -24,7 +25,8 @@ class Exchange:
       byte is read, and as it is counted, since a header can lie or be missing. The app asks for no body before it has
       checked the key.
     - A request that a stopping server has no time left for is told to ask again: another server may be up then.
-    - Every request for values is counted by its outcome: `ok`, or an error's code.
+    - Every request for values is counted and logged by its outcome: `ok`, or an error's code.
+    - Every answer has an `X-Request-Id`, the client's own or a new one, and `Server-Timing`.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, readiness: Readiness, metrics: Metrics) -> None:
@@ -37,8 +39,10 @@ class Exchange:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, received, outcome = time.perf_counter(), 0, None
+        received, outcome = 0, None
         headers = Headers(scope=scope)
+        timing = Timing(headers.get("x-request-id", ""))
+        CURRENT.set(timing)
         is_arrow = headers.get("content-type", "").lower().startswith(ARROW)
         most = self.max_bytes if is_arrow else min(self.max_bytes, JSON_BYTES)
 
@@ -56,6 +60,9 @@ class Exchange:
         async def noting_send(message: Message) -> None:
             nonlocal outcome
             outcome = outcome or scope.get(CODE, "ok")
+            if message["type"] == "http.response.start":
+                about = MutableHeaders(scope=message)
+                about["X-Request-Id"], about["Server-Timing"] = timing.request_id, timing.header()
             await send(message)
 
         async def refuse(error: TVKDError) -> None:
@@ -78,8 +85,24 @@ class Exchange:
             raise
         finally:
             if scope["path"] in ("/v1/potentials", "/v1/shaping"):
-                self.metrics.requests.labels(outcome or "disconnected").inc()
-                self.metrics.request_seconds.observe(time.perf_counter() - started)
+                self._note(outcome or "disconnected", timing, scope, received)
+
+    def _note(self, outcome: str, timing: Timing, scope: Scope, received: int) -> None:
+        seconds = timing.total
+        self.metrics.requests.labels(outcome).inc()
+        self.metrics.request_seconds.observe(seconds)
+        client = scope.get("state", {}).get("client")
+        address = (scope.get("client") or [""])[0]
+        REQUESTS.info(
+            scope["path"],
+            extra={
+                "outcome": outcome,
+                "client": client.name if client and client.name else address,
+                "received_bytes": received,
+                "seconds": round(seconds, 6),
+                "stages": {name: round(spent, 6) for name, spent in timing.seconds.items()},
+            },
+        )
 
 
 class _TooLarge(BaseException):

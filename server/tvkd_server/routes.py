@@ -13,11 +13,12 @@ from pydantic import BaseModel
 
 from tvkd_server.keys import Client, Keys
 from tvkd_server.media_types import ARROW, JSON, codec_of_answer, codec_of_request
+from tvkd_server.metrics import Metrics
 from tvkd_server.pair import PairAnswer, PairRequest, pair
 from tvkd_server.problem import CODE
 from tvkd_server.service import Service
 from tvkd_shared import json_codec
-from tvkd_shared.errors import BY_CODE, InvalidRequest, Unauthorized
+from tvkd_shared.errors import BY_CODE, InvalidRequest, TeacherUnavailable, Unauthorized
 from tvkd_shared.json_codec import answer_model
 from tvkd_shared.wire import PotentialsRequest, Problem, StoreInfo, TeacherInfo, Vocabulary
 
@@ -86,12 +87,14 @@ async def potentials(request: Request, service: Ready, client: Annotated[Client,
     body = await request.body()
     reading = codec_of_request(request.headers.get("content-type", ""))
     writing = codec_of_answer(request.headers.get("accept", ""))
-    question: PotentialsRequest = await _convert(reading.decode_request, body, len(body))
+    question: PotentialsRequest = await _convert(request, "decode", reading.decode_request, body, len(body))
     answering = service.potentials(question, client)
-    answer = await (answering if question.return_ == "digests" else _while_connected(request, answering))
+    answer = await _in_time(
+        request, answering if question.return_ == "digests" else _while_connected(request, answering)
+    )
     if answer is None:
         return _unread(request)
-    content = await _convert(writing.encode_answer, answer, len(body))
+    content = await _convert(request, "encode", writing.encode_answer, answer, len(body))
     return Response(content, media_type=writing.MEDIA_TYPE)
 
 
@@ -106,17 +109,32 @@ async def shaping(request: Request, service: Ready, client: Annotated[Client, De
     body = await request.body()
     if codec_of_request(request.headers.get("content-type", "")) is not json_codec:
         raise InvalidRequest(f"Content-Type is {ARROW}; send `{JSON}`, since a pair is text")
-    question = await _convert(partial(json_codec.decode, PairRequest), body, len(body))
-    answer = await _while_connected(request, pair(service, question, client))
+    question = await _convert(request, "decode", partial(json_codec.decode, PairRequest), body, len(body))
+    answer = await _in_time(request, _while_connected(request, pair(service, question, client)))
     if answer is None:
         return _unread(request)
-    return Response(await _convert(PairAnswer.model_dump_json, answer, len(body)), media_type=JSON)
+    content = await _convert(request, "encode", PairAnswer.model_dump_json, answer, len(body))
+    return Response(content, media_type=JSON)
 
 
 def _unread(request: Request) -> Response:
     """The answer to a client that has left."""
     request.scope[CODE] = "disconnected"
     return Response(status_code=499)
+
+
+async def _in_time(request: Request, answering: Coroutine[Any, Any, Answer]) -> Answer:
+    """The answer. Raises TeacherUnavailable after --request-seconds, and gives up what is not with the engine yet."""
+    seconds: float = request.app.state.request_seconds
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await answering
+    except TimeoutError:
+        if not limit.expired():  # one of the work's own
+            raise
+        raise TeacherUnavailable(
+            f"not all was computed within {seconds:g} s, and what was is stored; ask again", retry_after=5
+        ) from None
 
 
 async def _while_connected(request: Request, answering: Coroutine[Any, Any, Answer]) -> Answer | None:
@@ -135,9 +153,11 @@ async def _while_connected(request: Request, answering: Coroutine[Any, Any, Answ
         work.cancel()
 
 
-async def _convert(codec: Callable[[Any], Any], value: Any, body_bytes: int) -> Any:
+async def _convert(request: Request, operation: str, codec: Callable[[Any], Any], value: Any, body_bytes: int) -> Any:
     """Decode or encode: in a thread where it could take more than some milliseconds, which the loop then has."""
-    return codec(value) if body_bytes < _SMALL_BODY else await asyncio.to_thread(codec, value)
+    metrics: Metrics = request.app.state.metrics
+    with metrics.stage("codec", metrics.codec_seconds.labels(operation)):
+        return codec(value) if body_bytes < _SMALL_BODY else await asyncio.to_thread(codec, value)
 
 
 @v1.get("/teacher")
@@ -171,6 +191,6 @@ async def readyz(_service: Ready) -> dict[str, str]:
 
 
 @operations.get("/metrics", response_class=Response)
-async def metrics(request: Request) -> Response:
+async def show_metrics(request: Request) -> Response:
     """Counters and times, for Prometheus."""
     return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -9,6 +9,7 @@ from types import FrameType
 
 import uvicorn
 
+from tvkd_server import logs
 from tvkd_server.app import create_app
 from tvkd_server.connection import KEEP_ALIVE_SECONDS, bounded
 from tvkd_server.readiness import Readiness
@@ -23,9 +24,7 @@ class Serve(ServeSettings, cli_prog_name="tvkd serve"):
     def run(self) -> int:
         """Serve until a signal. Raises what the teacher or the store raised when either cannot be opened, and
         TeacherUnavailable when the teacher's engine died."""
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-        for chatty in ("httpx", "httpcore", "huggingface_hub"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        logs.configure(self.log_format)
         # Large requests are decoded in threads, and every hand-over to the event loop waits this long at most.
         sys.setswitchinterval(0.001)
         _allow_open_files(self.max_connections)

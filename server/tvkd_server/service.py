@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +87,8 @@ class Service:
             raise TeacherMismatch(f"teacher {request.teacher_id} was asked for; this server runs {info.id}")
         if client.read_only and request.cache == "skip":
             raise Forbidden("this API key only reads what is stored, and `cache: skip` computes: send `use` or `only`")
-        items = await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, request)
+        with self.metrics.stage("codec", self.metrics.codec_seconds.labels("prepare")):
+            items = await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, request)
         keys = list(dict.fromkeys(key for item in items for key in item.keys))
         columns = column_names(request.temperatures)
         asker = Asker(client.name, request.return_ == "digests", client.max_queued_tokens)
@@ -170,7 +172,7 @@ class Service:
         """Compute and store; what is answered is what was stored, the same bytes then and ever after."""
         try:
             records = await self._score(question, columns, asker)
-            with self.metrics.store_seconds.labels("put").time():
+            with self.metrics.stage("store", self.metrics.store_seconds.labels("put")):
                 stored = await self._commit.put(list(zip(question.completions, records, strict=True)))
         except NotFinite as error:
             if len(question.completions) == 1:
@@ -198,8 +200,10 @@ class Service:
 
     async def _score(self, question: _Question, columns: tuple[str, ...], asker: Asker) -> list[Record]:
         completions = list(question.completions.values())
-        async with self._turns.turn(asker, question.tokens):
-            with self.metrics.teacher_seconds.time():
+        async with AsyncExitStack() as with_teacher:
+            with self.metrics.stage("queue", self.metrics.queue_seconds.labels(asker.work)):
+                await with_teacher.enter_async_context(self._turns.turn(asker, question.tokens))
+            with self.metrics.stage("teacher", self.metrics.teacher_seconds):
                 records = await self.teacher.score(question.prompt, completions, columns)
         self.metrics.teacher_tokens.inc(question.tokens)
         self.metrics.computed.inc(len(records))
@@ -209,7 +213,7 @@ class Service:
         """What the store holds of the keys."""
         if not keys:
             return {}
-        with self.metrics.store_seconds.labels("get").time():
+        with self.metrics.stage("store", self.metrics.store_seconds.labels("get")):
             records = await asyncio.to_thread(self.store.get, keys, columns)
         landings = {key: Landing(record, False) for key, record in zip(keys, records, strict=True) if record}
         self.metrics.cached.inc(len(landings))

@@ -103,8 +103,22 @@ class ServeSettings(Command, cli_prog_name="tvkd serve"):
     transfer_seconds: Annotated[float, Field(gt=0)] = Field(
         60, description="how long a request may take to arrive, and an answer to be read, before the connection is cut"
     )
+    request_seconds: Annotated[float, Field(gt=0)] = Field(
+        540,
+        description="how long a request may wait for its values, then 503 and a time to ask again; what was computed "
+        "is kept. Less than clients and proxies wait, which is 600",
+    )
     drain_seconds: PositiveInt = Field(
         30, description="how long a stopping server finishes requests in flight; what is computed is kept in any case"
+    )
+
+    log_format: Literal["text", "json"] = Field(
+        "text", description="json: a JSON object a line, with ids and times, and one for each request for values"
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="URL that OpenTelemetry traces are sent to by OTLP over HTTP, such as "
+        "http://localhost:4318/v1/traces; needs tvkd[otel]",
     )
 
     @model_validator(mode="after")

@@ -17,6 +17,10 @@ class Asker:
     max_queued_tokens: int | None = field(default=None, compare=False)
     """How many of the client's tokens may be queued; None: as many as fit."""
 
+    @property
+    def work(self) -> str:
+        return "bulk" if self.bulk else "on-demand"
+
 
 @dataclass(order=True, slots=True)
 class _Prompt:

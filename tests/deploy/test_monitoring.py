@@ -44,6 +44,18 @@ def test_the_dashboard_shows_every_metric():
     assert {name for name in metrics() if not name.endswith(("_sum", "_count"))} <= shown
 
 
+def test_the_docs_list_every_metric_and_no_other():
+    page = (DEPLOY.parent / "docs" / "watching.md").read_text()
+    listed = re.findall(r"^\| `(tvkd_\w+)(?:\{\w+\})?` \|", page, re.MULTILINE)
+    ends = r"_(bucket|sum|count)$"
+    assert sorted(listed) == sorted({re.sub(ends, "", name) for name in metrics()})
+
+
+def test_the_docs_describe_every_alert():
+    page = (DEPLOY.parent / "docs" / "watching.md").read_text()
+    assert set(re.findall(r"^\| `(Tvkd\w+)` \|", page, re.MULTILINE)) == FIRES.keys()
+
+
 def test_alerts_are_rules_of_prometheus(promtool):
     done = promtool("check", "rules", "alerts.yaml", alerts=alerts())
     assert done.returncode == 0, done.stdout + done.stderr
@@ -74,6 +86,11 @@ FIRES = {
         f'tvkd_store_seconds_bucket{{{SERIES}, operation="put", le="10.0"}}': "0+10x60",
         f'tvkd_store_seconds_bucket{{{SERIES}, operation="put", le="+Inf"}}': "0+10x60",
     },
+    "TvkdQueueSlow": {
+        f'tvkd_queue_seconds_bucket{{{SERIES}, work="on-demand", le="10.0"}}': "0+9x60",
+        f'tvkd_queue_seconds_bucket{{{SERIES}, work="on-demand", le="30.0"}}': "0+10x60",
+        f'tvkd_queue_seconds_bucket{{{SERIES}, work="on-demand", le="+Inf"}}': "0+10x60",
+    },
     "TvkdStoreDamaged": {f"tvkd_corrupt_blocks{{{SERIES}}}": "1x60"},
     "TvkdVolumeFilling": {
         'kubelet_volume_stats_available_bytes{persistentvolumeclaim="data-tvkd-0"}': "5x60",
@@ -88,6 +105,9 @@ HEALTHY = {
     f"tvkd_queued_tokens{{{SERIES}}}": "5000x60",
     f"tvkd_teacher_tokens_total{{{SERIES}}}": "0+90000x60",
     f"tvkd_corrupt_blocks{{{SERIES}}}": "0x60",
+    # Bulk waits, which is what it is for.
+    f'tvkd_queue_seconds_bucket{{{SERIES}, work="bulk", le="30.0"}}': "0x60",
+    f'tvkd_queue_seconds_bucket{{{SERIES}, work="bulk", le="+Inf"}}': "0+10x60",
 }
 
 
