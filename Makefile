@@ -58,7 +58,7 @@ lint: $(VENV)/dev.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A table of what the engine makes of every family of models that transformers knows: an hour or more, many with vLLM.
+# Writes into docs/families.md what the engine makes of every family of models that transformers knows: half an hour, many with vLLM.
 families: $(VENV)/dev.installed $(ENGINE_INSTALLED)
 	$(BIN)/python tests/families.py --engine $(ENGINE)
 

@@ -1,8 +1,9 @@
-"""Tiny random models of every family that transformers knows, and what an engine makes of each: a table in Markdown.
+"""Tiny random models of every family that transformers knows, and what an engine makes of each: `docs/families.md`.
 
     python tests/families.py [--engine vllm] [FAMILY …]
 
 An engine's numbers are compared with full logits of the sequence alone, from the checkpoint's own class in float32.
+Each outcome is written into the page's table as soon as it is known; what was not run stays as it was.
 """
 
 import argparse
@@ -192,16 +193,33 @@ def outcome_in_its_own_process(family: str, engine: str) -> str:
 _ALONE = {"TVKD_FAMILY_ALONE": "1"}
 
 
+PAGE = Path(__file__).parent.parent / "docs" / "families.md"
+COLUMNS = ("transformers", "vllm")
+
+
+def write_into_page(page: Path, family: str, engine: str, line: str) -> None:
+    """Set one cell of the table that the page ends with. Other cells stay, because a whole run takes hours."""
+    text, rule, table = page.read_text().partition("|---|---|---|\n")
+    rows = {
+        name.strip(" `"): [cell.strip() for cell in cells]
+        for _, name, *cells, _ in (row.split("|") for row in table.splitlines())
+    }
+    rows.setdefault(family, ["", ""])[COLUMNS.index(engine)] = line
+    page.write_text(text + rule + "".join(f"| `{name}` | {' | '.join(rows[name])} |\n" for name in sorted(rows)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("families", nargs="*", help="default: every causal LM, and some that read images")
-    parser.add_argument("--engine", default="transformers", choices=["transformers", "vllm"])
+    parser.add_argument("--engine", default="transformers", choices=COLUMNS)
     arguments = parser.parse_args()
-    alone = arguments.engine == "transformers" or _ALONE.items() <= os.environ.items()
-    print(f"| family | {arguments.engine} |\n|---|---|")
+    one = _ALONE.items() <= os.environ.items()
     for family in arguments.families or sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *IMAGES}):
-        line = (outcome if alone else outcome_in_its_own_process)(family, arguments.engine)
-        print(f"| {family} | {line.replace('|', '/')[:200]} |", flush=True)
+        own_process = arguments.engine == "vllm" and not one
+        line = (outcome_in_its_own_process if own_process else outcome)(family, arguments.engine).replace("|", "/")
+        print(f"| {family} | {line} |", flush=True)
+        if not one:
+            write_into_page(PAGE, family, arguments.engine, line)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ UNSHARED = ("mamba", "bloom", "phi3")
 def save(architecture: str, directory: Path, **changes: Any) -> Path:
     """Save a random float32 model whose logits are spread over several units."""
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    settings = {"vocab_size": VOCABULARY, "initializer_range": 0.3} | special | ARCHITECTURES[architecture] | changes
+    settings = (
+        {"vocab_size": VOCABULARY, "initializer_range": 0.3} | special | ARCHITECTURES.get(architecture, {}) | changes
+    )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**settings))
     return save_with_biases(model, directory)

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForSequenceClassification, LlamaModel
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertLMHeadModel,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    LlamaModel,
+)
 
 from small_models import ask, load
 from tvkd_server.teachers.checkpoint import Checkpoint
@@ -48,6 +57,66 @@ def with_weights_that_are_not_numbers(directory: Path) -> None:
     weights = load_file(directory / "model.safetensors")
     weights["model.norm.weight"][0] = torch.nan
     save_file(weights, directory / "model.safetensors", {"format": "pt"})
+
+
+def with_a_shard_less(directory: Path) -> None:
+    network = AutoModelForCausalLM.from_pretrained(directory)
+    without_weights(directory)
+    network.save_pretrained(directory, max_shard_size="100KB")
+    next(directory.glob("model-00002*")).unlink()
+
+
+def with_code_among_pytorch_weights(directory: Path) -> None:
+    without_weights(directory)
+    torch.save({"weight": Path()}, directory / "pytorch_model.bin")
+
+
+def under_other_names(directory: Path) -> None:
+    weights = load_file(directory / "model.safetensors")
+    weights = {f"module.{name}": weight for name, weight in weights.items()}
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+
+
+def with_biases_that_the_config_does_not_name(directory: Path) -> None:
+    weights = load_file(directory / "model.safetensors") | {"model.layers.1.self_attn.q_proj.bias": torch.ones(64)}
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+
+
+def in_its_makers_form(directory: Path) -> None:
+    without_config(directory)
+    (directory / "model.safetensors").rename(directory / "consolidated.safetensors")
+    (directory / "params.json").write_text("{}")
+
+
+def in_its_makers_form_with_a_config(directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "consolidated.safetensors")
+
+
+def of_a_trainers_shards(directory: Path) -> None:
+    without_weights(directory)
+    (directory / "global_step10").mkdir()
+
+
+def of_a_trainers_checkpoints(directory: Path) -> None:
+    (directory / "checkpoint-10").mkdir()
+    (directory / "config.json").rename(directory / "checkpoint-10" / "config.json")
+
+
+def that_reads_before_it_writes(directory: Path) -> None:
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    BartForConditionalGeneration(BartConfig(vocab_size=64, **sizes)).save_pretrained(directory)
+
+
+def with_unknown_positions(directory: Path) -> None:
+    config(directory, rope_parameters={"rope_type": "fancy", "rope_theta": 1e4})
+
+
+def with_words_for_sizes(directory: Path) -> None:
+    config(directory, vocab_size="503")
+
+
+def with_a_word_for_the_language_model(directory: Path) -> None:
+    config(directory, text_config="llama")
 
 
 def with_half_of_the_index(directory: Path) -> None:
@@ -110,6 +179,18 @@ def config(directory: Path, **changes) -> None:
         (with_half_of_pytorch_weights, "pytorch_model.bin is no file of PyTorch weights, or not all of one"),
         (with_a_pointer_of_git_lfs, "model.safetensors is a pointer of Git LFS.*git lfs pull"),
         (with_weights_that_are_not_numbers, "not all finite; its weights are damaged"),
+        (with_a_shard_less, "lacks model-00002-of-0000.* of model.safetensors.index.json; copy it too"),
+        (with_code_among_pytorch_weights, "more than tensors, and no code is run; save it as safetensors"),
+        (under_other_names, "no weights for lm_head.weight and 20 more, and unknown ones such as module.lm_head"),
+        (with_biases_that_the_config_does_not_name, "no use of model.layers.1.self_attn.q_proj.bias, so config.json"),
+        (in_its_makers_form, "no config.json.*params.json, its makers' own form; get the same model in Hugging Face's"),
+        (in_its_makers_form_with_a_config, "no weights.*consolidated.safetensors, its makers' own form"),
+        (of_a_trainers_shards, "no weights.*global_step10, the shards of a DeepSpeed.*zero_to_fp32"),
+        (of_a_trainers_checkpoints, "no config.json.*checkpoint-10/config.json, a folder that may be the checkpoint"),
+        (that_reads_before_it_writes, "BartForConditionalGeneration, not a causal LM such as BartForCausalLM"),
+        (with_unknown_positions, "'fancy' is not there, or not known"),
+        (with_words_for_sizes, "'vocab_size'.* expected int, got str"),
+        (with_a_word_for_the_language_model, "does not load as a teacher"),
         (with_half_of_the_index, "model.safetensors.index.json is not JSON"),
         (with_a_list_for_config, "config.json holds a list and not an object"),
         (of_another_vocabulary, r"lm_head.weight is \[503, 64\] in the weights and \[600, 64\] by config.json"),

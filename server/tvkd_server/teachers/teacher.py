@@ -74,15 +74,14 @@ class Teacher(ABC):
         except TVKDError:
             raise
         except Exception as error:
-            raise InvalidRequest(f"{settings.model} does not load as a teacher: {first_line(error)}") from error
+            raise checkpoint.refusal(f"{settings.model} does not load as a teacher", first_line(error)) from error
         teacher.tokenizer = Tokenizer(checkpoint.directory)
         config, dtype = checkpoint.config, str(torch_dtype).removeprefix("torch.")
-        quantized = config.get("quantization_config")
         teacher.info = TeacherInfo(
-            id=teacher_id(checkpoint.weights_digest(), config, dtype, quantized or settings.quantization),
+            id=teacher_id(checkpoint.weights_digest(), config, dtype, checkpoint.quantization or settings.quantization),
             name=checkpoint.name,
             dtype=dtype,
-            quantization=str(quantized.get("quant_method", "unnamed")) if quantized else settings.quantization,
+            quantization=checkpoint.quantization_method or settings.quantization,
             tokenizer_digest=teacher.tokenizer.digest,
             chat_template_digest=teacher.tokenizer.chat_template_digest,
             vocab_size=vocab_size,

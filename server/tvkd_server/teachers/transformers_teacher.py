@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.backbone import micro_batches
 from tvkd_server.teachers.checkpoint import Checkpoint, first_line
 from tvkd_server.teachers.teacher import Question, Teacher
 from tvkd_server.teachers.teacher_pass import Answer, TeacherPass
+from tvkd_server.teachers.transformers_model import load_model
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
 from tvkd_shared.record import Float32
 
@@ -101,44 +101,3 @@ def _device(name: str) -> torch.device:
     except Exception as error:
         raise InvalidRequest(f"device {name!r} cannot be used: {first_line(error)}; cpu always can") from error
     return device
-
-
-def _model_class(checkpoint: Checkpoint) -> Any:
-    """The class that the checkpoint was saved by, where it is one that reads images too; else that of a causal LM."""
-    names = checkpoint.config.get("architectures") or [""]
-    return getattr(transformers, names[0]) if names[0].endswith("ForConditionalGeneration") else AutoModelForCausalLM
-
-
-def load_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
-    """The model of a checkpoint's directory. Raises InvalidRequest when some of its weights are missing."""
-    local = {"local_files_only": True, "trust_remote_code": False}
-    config = AutoConfig.from_pretrained(checkpoint.directory, **local)
-    # transformers' own choice, sdpa as a rule, would drop the cap that some models put on attention logits.
-    capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
-    quantized = "quantization_config" in checkpoint.config
-    loaded: Any = _model_class(checkpoint).from_pretrained(
-        checkpoint.directory,
-        dtype=dtype,
-        attn_implementation="eager" if capped else None,
-        device_map=device if quantized else None,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # refused below, in a line that names them
-        **local,
-    )
-    model, loading_info = loaded
-    if loading_info["mismatched_keys"]:
-        name, shape, wanted = min(loading_info["mismatched_keys"])
-        raise InvalidRequest(
-            f"{checkpoint.directory}: {name} is {list(shape)} in the weights and {list(wanted)} by config.json, so one "
-            "of the files is another model's; copy both again"
-        )
-    if loading_info["missing_keys"]:
-        first, *others = sorted(loading_info["missing_keys"])
-        raise InvalidRequest(
-            f"{checkpoint.directory} has no weights for {first}{f' and {len(others)} more' if others else ''}; "
-            "save the whole causal LM"
-        )
-    # Llama 4 and Mllama keep a whole causal LM beside the part that reads images.
-    inner = model._modules.get("language_model")
-    model = inner if inner is not None and inner.get_output_embeddings() is not None else model
-    return (model if quantized else model.to(device)).eval()

@@ -10,6 +10,7 @@ import numpy as np
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tvkd_server.settings import ServeSettings
+from tvkd_server.teachers import weights
 from tvkd_server.teachers.checkpoint import Checkpoint
 from tvkd_server.teachers.start_check import check_values, probes
 from tvkd_server.teachers.teacher import Question, Teacher
@@ -29,6 +30,7 @@ class VLLMTeacher(Teacher):
     def _load(self, checkpoint: Checkpoint, settings: ServeSettings) -> tuple[Any, int, int]:
         refuse_what_changes_values(settings.engine_args)
         refuse_other_positions(checkpoint, settings.max_model_len)
+        weights.refuse_others(checkpoint.directory)
         dtype = checkpoint.served_dtype(settings.dtype, on_cpu=private.ON_CPU)
         (architecture, *_) = checkpoint.config.get("architectures") or [
             MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[checkpoint.config["model_type"]]
@@ -40,7 +42,7 @@ class VLLMTeacher(Teacher):
         try:
             self._engine = private.Engine(checkpoint.directory, architecture, dtype, settings)
         except Exception as error:
-            raise InvalidRequest(f"vLLM cannot start {settings.model}: {self._failures.reason(error)}") from error
+            raise checkpoint.refusal(f"vLLM cannot start {settings.model}", self._failures.reason(error)) from error
         self.window = 4 * self._engine.step_tokens
         # vLLM ties its engine to the event loop that first uses it, so it has one of its own from the start check on.
         self._loop = asyncio.new_event_loop()

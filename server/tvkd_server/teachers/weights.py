@@ -27,7 +27,7 @@ def files(directory: Path) -> list[Path]:
     """The files that hold the weights, by name. Raises InvalidRequest when there are none, or one is not whole."""
     first = next((directory / name for name in _NAMES if (directory / name).exists()), None)
     if first is None:
-        raise InvalidRequest(f"{directory} has no weights; tvkd looked for {', '.join(_NAMES)}")
+        raise InvalidRequest(f"{directory} has no weights; tvkd looked for {', '.join(_NAMES)}{other_form(directory)}")
     shards = [first]
     if first.suffix == ".json":
         parts = json_object(first).get("weight_map")
@@ -39,6 +39,39 @@ def files(directory: Path) -> list[Path]:
     for shard in shards:
         check_whole(shard)
     return shards
+
+
+_MAKERS_FORM = "its makers' own form; get the same model in Hugging Face's (config.json and model*.safetensors)"
+_OTHER_FORMS = {
+    "params.json": _MAKERS_FORM,
+    "consolidated*": _MAKERS_FORM,
+    "pytorch_model_fsdp_*": "the shards of a training; merge them with `accelerate merge-weights`",
+    "global_step*": "the shards of a DeepSpeed training; merge them with zero_to_fp32.py, which lies beside them",
+    "*/config.json": "a folder that may be the checkpoint; name that one",
+}
+
+
+def other_form(directory: Path) -> str:
+    """What a folder that is no checkpoint of Hugging Face's form holds instead, as the end of a sentence."""
+    found = ((next(directory.glob(pattern), None), what) for pattern, what in _OTHER_FORMS.items())
+    return next((f", and there is {path.relative_to(directory)}, {what}" for path, what in found if path), "")
+
+
+_OF_A_TRAINER = ("training_args.bin", "optimizer.bin")
+
+
+def refuse_others(directory: Path) -> None:
+    """Raises InvalidRequest for files that vLLM would load beside those that `files` names, or in their place."""
+    first, *_ = used = files(directory)
+    index, patterns = directory / _NAMES[1], ["*.safetensors"]
+    if first.suffix == ".bin":
+        patterns.append("*.bin")
+    elif first.name != _NAMES[0]:
+        return  # vLLM keeps to the index
+    others = {path.name for pattern in patterns for path in directory.glob(pattern)} - {path.name for path in used}
+    others |= {index.name} if index.exists() else set()
+    if others := others.difference(_OF_A_TRAINER):
+        raise InvalidRequest(f"{directory} has {min(others)} beside {first.name}, and vLLM would read it; move it away")
 
 
 def check_whole(path: Path) -> None:

@@ -57,6 +57,8 @@ def refuse_other_positions(checkpoint: Checkpoint, max_model_len: int | None) ->
         reason = "vLLM scales dynamic rotary positions for short sequences too"
     elif checkpoint.config.get("model_type") == "cohere2":
         reason = "vLLM's attention window for Cohere 2 is one token longer than the model's"
+    elif checkpoint.config.get("model_type") == "falcon" and checkpoint.config.get("alibi"):
+        reason = "transformers rounds Falcon's ALiBi to bfloat16, as its makers' own code does, and vLLM does not"
     elif kind == "longrope":
         original = checkpoint.text_config.get("original_max_position_embeddings")
         original = checkpoint.rope.get("original_max_position_embeddings") or original

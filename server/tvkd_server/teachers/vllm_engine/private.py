@@ -230,6 +230,10 @@ class Engine:
             # The head in the body's dtype, as transformers runs it: also the only way for a quantised head.
             hf_overrides={"architectures": [_PREFIX + architecture], "head_dtype": "model"},
             skip_tokenizer_init=True,
+            # Beside Hugging Face's form some checkpoints have Mistral's, which vLLM prefers and the id does not cover.
+            config_format="hf",
+            load_format="hf",
+            generation_config="vllm",  # the checkpoint's own is of no use, and may be broken
             additional_config={"head_chunk": settings.head_chunk},
             # A checkpoint that reads images too is loaded without the part that does.
             language_model_only=architecture.endswith("ForConditionalGeneration"),
