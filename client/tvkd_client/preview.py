@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from pydantic import Field, field_validator
 from rich.console import Console
 
 from tvkd_client.dataset_flags import DatasetFlags
+from tvkd_client.distributions import by_length, histogram
 from tvkd_client.margins import LOG_PROB, READINGS, RELATIVE_READINGS, length_agreement, statistics_of
 from tvkd_client.preview_tables import tables
 from tvkd_client.source import StoreSource, ValueSource, source_at
@@ -46,6 +48,7 @@ class Preview(_Flags, DatasetFlags, cli_prog_name="tvkd preview"):  # type: igno
         None, description="α of the loss; by default one over the standard deviation of each reading's margin"
     )
     json_: bool = Field(False, alias="json", description="print JSON, for programs")
+    html: Path | None = Field(None, description="also write one HTML file with plots and pairs, which needs no network")
 
     @field_validator("alpha")
     @classmethod
@@ -53,7 +56,9 @@ class Preview(_Flags, DatasetFlags, cli_prog_name="tvkd preview"):  # type: igno
         return None if alpha is None else finite("alpha", alpha)
 
     def run(self) -> int:
-        """Print the tables, or JSON. Raises the errors of `tvkd_shared.errors`."""
+        """Print the tables, or JSON, and write the file asked for. Raises the errors of `tvkd_shared.errors`."""
+        if self.html and not self.html.parent.is_dir():
+            raise InvalidRequest(f"--html {self.html} is in a folder that does not exist; make it first")
         readings = self._readings()
         temperatures = sorted({tau for how in readings.values() for tau in how.temperatures})
         sources = self._sources(temperatures)
@@ -67,8 +72,9 @@ class Preview(_Flags, DatasetFlags, cli_prog_name="tvkd preview"):  # type: igno
         rows = tokenize_preferences(self.pairs(), tokenizer, str(self.dataset)).select_columns(list(TOKEN_COLUMNS))
         from tvkd_shared.ending import Ending, declared_eos  # noqa: PLC0415
 
+        ending = Ending(tokenizer, declared_eos(self.tokenizer)).of
         try:
-            scores = scores_of(rows, sources, readings, Ending(tokenizer, declared_eos(self.tokenizer)).of)
+            scores = scores_of(rows, sources, readings, ending)
         except NotCached:
             self._check_complete(sources, rows, temperatures)  # says how many of all are missing
             raise
@@ -79,6 +85,15 @@ class Preview(_Flags, DatasetFlags, cli_prog_name="tvkd preview"):  # type: igno
             console = Console()
             for part in tables(result):
                 console.print(part)
+        if self.html:
+            from tvkd_client.preview_report import pairs_to_show, report, rows_to_show  # noqa: PLC0415
+
+            margins = {
+                name: np.subtract(*scores["teacher" if name == LOG_PROB else name]) for name in result["readings"]
+            }
+            numbers = rows_to_show(margins, scores["length"].sum(0))
+            pairs = pairs_to_show(rows, numbers, sources=sources, readings=readings, ending=ending, tokenizer=tokenizer)
+            self.html.write_text(report(str(self.dataset), result, margins, pairs), encoding="utf-8")
         return 0
 
     def _readings(self) -> dict[str, Shaping]:
@@ -188,6 +203,11 @@ def summary(scores: dict[str, Float64], roles: list[str], alpha: float | None) -
             for role in roles
         },
         "readings": {
-            name: asdict(statistics_of(of_pairs, lengths, teacher, alpha)) for name, of_pairs in margins.items()
+            name: {
+                **asdict(statistics_of(of_pairs, lengths, teacher, alpha)),
+                "histogram": histogram(of_pairs),
+                "by_length": by_length(of_pairs, lengths),
+            }
+            for name, of_pairs in margins.items()
         },
     }

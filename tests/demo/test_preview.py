@@ -3,6 +3,7 @@
 import json
 import statistics
 from contextlib import closing
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -158,3 +159,18 @@ def test_a_mistake_is_one_line(made, extra, line, capsys):
 def test_a_teacher_is_not_its_own_reference(made, capsys):
     assert run(*made[0], "--teacher-reference", made[0][-1]) == 2
     assert "are one model" in capsys.readouterr().err
+
+
+def test_the_spread_of_margins_is_counted(made, capsys):
+    flags, records, _ = made
+    reading = answer(capsys, *flags)["readings"]["entropy, γ 0, mean"]
+    m = margins(records, lambda r: -r.entropies[:-1].mean())
+    edges, counts = reading["histogram"]["edges"], reading["histogram"]["counts"]
+    assert any(edge == 0 for edge in edges)
+    assert counts == [sum(low <= x < high for x in m) for low, high in pairwise(edges)]
+    assert sum(counts) + reading["histogram"]["below"] + reading["histogram"]["above"] == 5
+    of_group = {}
+    for d, x in zip(margins(records, tokens), m, strict=True):
+        of_group.setdefault(d, []).append(x > 0)
+    groups = [(g["shortest"], g["longest"], g["pairs"], g["agreement"]) for g in reading["by_length"]]
+    assert groups == [(d, d, len(right), sum(right) / len(right)) for d, right in sorted(of_group.items())]

@@ -222,7 +222,7 @@ def test_it_asks_its_own_server_alone_and_weighs_little(page, server):
     assert f"{server.url}/v1/shaping" in asked
     assert {url for url in asked if not url.startswith((server.url, "data:"))} == set()
     files = [url for url in asked if "/static/" in url or url == f"{server.url}/"]
-    assert len(files) == 5 and sum(len(httpx.get(url).content) for url in files) < 100_000
+    assert len(files) == 6 and sum(len(httpx.get(url).content) for url in files) < 100_000
     assert [line for line in page.browser.get_log("browser") if line["level"] == "SEVERE"] == []
 
 
