@@ -5,6 +5,7 @@ import math
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -45,6 +46,12 @@ class _ProblemResponse(Response):
         await super().__call__(scope, receive, send)
 
 
+def unread(request: Request) -> Response:
+    """The answer to a client that has left."""
+    request.scope[CODE] = "disconnected"
+    return Response(status_code=499)
+
+
 def install(app: FastAPI) -> None:
     """Every error that leaves the app does so as a problem; a fault's details stay in the log."""
 
@@ -58,6 +65,10 @@ def install(app: FastAPI) -> None:
     async def _http(_request: Request, error: HTTPException) -> Response:
         code = _HTTP_CODES.get(error.status_code, "invalid-request")
         return _response(error.status_code, code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(ClientDisconnect)  # while its body was read
+    async def _left(request: Request, _error: ClientDisconnect) -> Response:
+        return unread(request)
 
     @app.exception_handler(Exception)
     async def _fault(request: Request, error: Exception) -> Response:

@@ -15,7 +15,7 @@ from tvkd_server.keys import Client, Keys
 from tvkd_server.media_types import ARROW, JSON, codec_of_answer, codec_of_request
 from tvkd_server.metrics import Metrics
 from tvkd_server.pair import PairAnswer, PairRequest, pair
-from tvkd_server.problem import CODE
+from tvkd_server.problem import unread
 from tvkd_server.service import Service
 from tvkd_shared import json_codec
 from tvkd_shared.errors import BY_CODE, InvalidRequest, TeacherUnavailable, Unauthorized
@@ -93,7 +93,7 @@ async def potentials(request: Request, service: Ready, client: Annotated[Client,
         request, answering if question.return_ == "digests" else _while_connected(request, answering)
     )
     if answer is None:
-        return _unread(request)
+        return unread(request)
     content = await _convert(request, "encode", writing.encode_answer, answer, len(body))
     return Response(content, media_type=writing.MEDIA_TYPE)
 
@@ -112,15 +112,9 @@ async def shaping(request: Request, service: Ready, client: Annotated[Client, De
     question = await _convert(request, "decode", partial(json_codec.decode, PairRequest), body, len(body))
     answer = await _in_time(request, _while_connected(request, pair(service, question, client)))
     if answer is None:
-        return _unread(request)
+        return unread(request)
     content = await _convert(request, "encode", PairAnswer.model_dump_json, answer, len(body))
     return Response(content, media_type=JSON)
-
-
-def _unread(request: Request) -> Response:
-    """The answer to a client that has left."""
-    request.scope[CODE] = "disconnected"
-    return Response(status_code=499)
 
 
 async def _in_time(request: Request, answering: Coroutine[Any, Any, Answer]) -> Answer:

@@ -75,6 +75,18 @@ def test_a_connection_whose_answer_is_not_read_is_cut(impatient):
         assert len(read(connection)) < length
 
 
+def test_a_client_that_leaves_amid_its_body_is_no_fault_of_the_server(impatient):
+    def left():
+        return impatient.metric('tvkd_requests_total{outcome="disconnected"}')
+
+    head = HEAD + b"Authorization: Bearer s3cret\r\nContent-Length: 100\r\n\r\n{"
+    connect(impatient, head).close()
+    before = time.monotonic()
+    while not left():
+        assert time.monotonic() - before < 60
+    assert "Traceback" not in "".join(impatient.log)
+
+
 def test_half_open_connections_keep_nobody_out(impatient):
     half_open = [connect(impatient, b"GET /healthz") for _ in range(60)]
     assert httpx.get(f"{impatient.url}/healthz").status_code == 200
