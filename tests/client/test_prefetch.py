@@ -1,4 +1,5 @@
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -88,13 +89,11 @@ def test_a_prefetch_that_is_stopped_goes_on_where_it_was(server, arguments, caps
         assert process.wait(60) == 130
         assert "of 4,800 sequences; they are stored, run again to go on" in (said := process.stderr.read())
         assert "Traceback" not in said
-    # The request that was under way is still computed, and stored.
-    while server.metric("tvkd_queued_tokens"):
-        time.sleep(0.02)
-    stored = computed(server) - before
-    assert 0 < stored < 4800
     assert tvkd(arguments(rows)) == 0
-    assert f"{stored:,.0f} hits, {4800 - stored:,.0f} computed" in capsys.readouterr().out
+    # The request that was under way is still computed and stored, perhaps while the second prefetch already runs.
+    hits = int(re.search(r"([\d,]+) hits", capsys.readouterr().out)[1].replace(",", ""))
+    assert 0 < hits < 4800
+    assert computed(server) - before == 4800, "a completion was computed twice"
 
 
 def test_rows_too_long_stop_it_before_anything_is_sent_unless_they_are_to_be_skipped(server, arguments, capsys):
