@@ -77,7 +77,7 @@ def test_what_was_prefetched_is_what_the_trainer_asks_for(server, arguments, tok
 
 def test_a_prefetch_that_is_stopped_goes_on_where_it_was(server, arguments, capsys):
     rows = [
-        row | {"chosen": words(i, 100), "rejected": words(-i - 1, 100)} for i, row in enumerate(plain(2400, seed=9000))
+        row | {"chosen": words(i, 100), "rejected": words(-i - 1, 100)} for i, row in enumerate(plain(800, seed=9000))
     ]
     before = computed(server)
     command = [sys.executable, "-m", "tvkd.cli", *arguments(rows, "--in-flight", "1")]
@@ -87,13 +87,13 @@ def test_a_prefetch_that_is_stopped_goes_on_where_it_was(server, arguments, caps
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-        assert "of 4,800 sequences; they are stored, run again to go on" in (said := process.stderr.read())
+        assert "of 1,600 sequences; they are stored, run again to go on" in (said := process.stderr.read())
         assert "Traceback" not in said
     assert tvkd(arguments(rows)) == 0
     # The request that was under way is still computed and stored, perhaps while the second prefetch already runs.
     hits = int(re.search(r"([\d,]+) hits", capsys.readouterr().out)[1].replace(",", ""))
-    assert 0 < hits < 4800
-    assert computed(server) - before == 4800, "a completion was computed twice"
+    assert 0 < hits < 1600
+    assert computed(server) - before == 1600, "a completion was computed twice"
 
 
 def test_rows_too_long_stop_it_before_anything_is_sent_unless_they_are_to_be_skipped(server, arguments, capsys):
