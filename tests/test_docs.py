@@ -26,7 +26,9 @@ def test_every_link_leads_somewhere(page):
 @by_name
 def test_every_flag_of_a_command_is_one_of_its_flags(page):
     text = page.read_text().replace("\\\n", "")  # a command may go on in the next line
-    for command, words in re.findall(r"tvkd (serve|prefetch|train|preview|show|demo)\b((?: [^\n`#]*)?)", text):
+    for command, words in re.findall(
+        r"tvkd (serve|prefetch|train|preview|eval|study|show|demo)\b((?: [^\n`#]*)?)", text
+    ):
         assert [flag for flag in FLAG.findall(words) if flag not in flags_of(command)] == []
 
 
@@ -83,3 +85,9 @@ def test_the_citation_names_this_version_and_its_licence():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+
+
+def test_no_two_test_files_have_one_name():
+    names = [path.stem for path in (ROOT / "tests").rglob("test_*.py")]
+    # pytest imports each by its name alone, and ends at the second before it runs anything.
+    assert [name for name in names if names.count(name) > 1] == []

@@ -4,7 +4,7 @@ Run it alone, or under `torchrun` or `accelerate launch` with `-m tvkd.cli train
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tvkd_client.config import TVKDConfig
 from tvkd_client.dataset import DataArguments, is_hub_id, training_data
 from tvkd_client.metrics_file import MetricsFile
 from tvkd_client.preference_tokens import load_tokenizer
+from tvkd_client.roles import Sources
 from tvkd_client.trainer import TVKDTrainer
 from tvkd_client.trl_private import SettingsParser
 from tvkd_shared.adapter import base_folder, is_adapter
@@ -70,7 +71,7 @@ def train(argv: list[str]) -> int:
         # What these report to may not be installed. TRL finds that out after minutes.
         for reporter in get_reporting_integration_callbacks(training.report_to):  # type: ignore[no-untyped-call]
             reporter()
-    _run(_build(script, training, model, mixture), script)
+    _run(build(pairs_of(script, training, mixture), training, model), script)
     return 0
 
 
@@ -123,10 +124,13 @@ def _check_resumption(training: TVKDConfig) -> None:
         raise InvalidRequest(f"resume_from_checkpoint {given} is no checkpoint; the last one of {output} is {last}")
 
 
-def _build(
-    script: DataArguments, training: TVKDConfig, model: ModelConfig, mixture: DatasetMixtureConfig
+def build(
+    pairs: Mapping[str, Dataset], training: TVKDConfig, model: ModelConfig, sources: Sources | None = None
 ) -> TVKDTrainer:
-    pairs = pairs_of(script, training, mixture)
+    """The trainer of these settings on the pairs that `pairs_of` gives. `sources` are those of TVKDTrainer.
+
+    Raises InvalidRequest for a student that cannot be read, and as TVKDTrainer does.
+    """
     with _refusals_in_one_line():
         quantization, peft = get_quantization_config(model), get_peft_config(model)
     student = str(model.model_name_or_path)
@@ -149,6 +153,7 @@ def _build(
             args=training,
             train_dataset=pairs["train"],
             eval_dataset=pairs.get("eval"),
+            sources=sources,
             quantization_config=None if adapter else quantization,
             peft_config=peft,
             processing_class=load_tokenizer(student) if adapter else None,

@@ -12,6 +12,8 @@ COMMANDS = {
         "tvkd_client.preview:Preview", "train", "say what the teacher's values would do to pairs, before any training"
     ),
     "show": Entry("tvkd_client.show:Show", "train", "show one pair, coloured token by token by its shaping"),
+    "eval": Entry("tvkd.evaluation.command:Eval", "train", "measure a trained student beside what it began as"),
+    "study": Entry("tvkd.study.command:StudyCommand", "study", "find out which objective helps a student"),
     "store": Entry("tvkd.store.command:store", "server", "check, merge and publish what a store holds"),
     "demo": Entry("tvkd.demo.demo:Demo", "demo", "run the whole job on a small real teacher, in minutes"),
 }

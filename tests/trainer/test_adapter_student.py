@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from tvkd.cli import main as tvkd
-from tvkd_client.train import _build, parse
+from tvkd_client.train import build, pairs_of, parse
 
 
 @pytest.fixture
@@ -25,7 +25,8 @@ def adapter(student, tmp_path):
 
 def test_it_trains_on_as_trl_trains_a_peft_model(adapter, config, student, pairs, tmp_path):
     path = config(model_name_or_path=str(adapter), alpha=0.0, quiet=True, max_steps=3)
-    ours = train(_build(*parse(["--config", path])))
+    script, training, model, mixture = parse(["--config", path])
+    ours = train(build(pairs_of(script, training, mixture), training, model))
     base = AutoModelForCausalLM.from_pretrained(student)
     theirs = train(
         DPOTrainer(

@@ -1,0 +1,140 @@
+"""A real teacher pair, its values, and the study of students beside it. See docs/study.md.
+
+python -m studies.real_teacher              100 and 700 pairs, 3 seeds: many hours; goes on where it was stopped
+python -m studies.real_teacher --pairs 100  one of the two
+python -m studies.real_teacher --quick      steps of each kind in minutes: it shows that the parts fit, no result
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+from transformers import AutoTokenizer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from tvkd.cli import main as tvkd
+from tvkd.demo.pairs import demo_pairs
+from tvkd.demo.teacher import teacher_directory
+from tvkd_client.prefetch import Prefetch
+
+SIZES = (100, 700)
+STEPS = {100: 40, 700: 90}
+"""Steps of 8 pairs of each student, by the number of its pairs."""
+
+SFT_STEPS, DPO_STEPS = 100, 110
+CPU: dict[str, Any] = {
+    "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "save_strategy": "no", "report_to": "none",
+    "logging_steps": 10,
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("study-output/real-teacher"))
+    parser.add_argument(
+        "--pairs", type=int, choices=SIZES, help="pairs of the students; by default one after the other"
+    )
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--quick", action="store_true")
+    asked = parser.parse_args()
+    output = asked.output / "quick" if asked.quick else asked.output
+    output.mkdir(parents=True, exist_ok=True)
+    with _inside(output):
+        make_models(quick=asked.quick)
+        for pairs in [asked.pairs] if asked.pairs else SIZES[: 1 if asked.quick else None]:
+            if code := tvkd(["study", write_study(pairs, quick=asked.quick), "--jobs", str(asked.jobs)]):
+                return code
+    return 0
+
+
+def write_study(pairs: int, *, quick: bool) -> str:
+    """The study's file for so many pairs, in the present folder."""
+    study = yaml.safe_load((Path(__file__).parent / "study.yaml").read_text())
+    study["base"] |= {"dataset_name": f"data-{pairs}", "max_steps": 2 if quick else STEPS[pairs]}
+    study["output"] = f"pairs-{pairs}"
+    if quick:
+        study |= {"seeds": [0], "held_out": study["held_out"] | {"pairs": 8, "samples": 2}}
+        study["arms"] = {"token": study["arms"]["token"]}
+    path = Path(f"pairs-{pairs}.yaml")
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    return str(path)
+
+
+def make_models(*, quick: bool) -> None:
+    """S0, T0 and T1, the pairs, and the values of all three, in the present folder; what is there is kept.
+
+    S0  SmolLM2-135M-Instruct, the student before its training
+    T0  S0 after SFT on the chosen definitions of the training split
+    T1  T0 after a mild DPO on all pairs of that split (β 0.3, learning rate 5e-6), so it stays a language model
+    """
+    splits = write_data()
+    models = Path("models")
+    models.mkdir(exist_ok=True)
+    if not (models / "S0").exists():
+        (models / "S0").symlink_to(teacher_directory())
+    tokenizer = AutoTokenizer.from_pretrained(models / "S0")
+    train = Dataset.from_list(splits["train"])
+    if not (models / "T0").exists():
+        rows = train.rename_column("chosen", "completion").remove_columns("rejected")
+        args = SFTConfig(
+            "T0.making", **CPU, max_steps=2 if quick else SFT_STEPS, per_device_train_batch_size=8, learning_rate=2e-5,
+            completion_only_loss=True,
+        )  # fmt: skip
+        _keep(SFTTrainer(str(models / "S0"), args=args, train_dataset=rows, processing_class=tokenizer), models / "T0")
+    if not (models / "T1").exists():
+        args = DPOConfig(
+            "T1.making", **CPU, max_steps=2 if quick else DPO_STEPS, per_device_train_batch_size=8, learning_rate=5e-6,
+            beta=0.3, precompute_ref_log_probs=True,
+        )  # fmt: skip
+        _keep(DPOTrainer(str(models / "T0"), args=args, train_dataset=train, processing_class=tokenizer), models / "T1")
+    for name in ("T1", "T0", "S0"):
+        # A store that has all of it is read in seconds.
+        Prefetch(
+            model=str(models / name), store="values", dataset="data", split="train", tokenizer=str(models / "S0"),
+            quiet=True,
+        ).run()  # fmt: skip
+
+
+def write_data() -> dict[str, list[dict[str, str]]]:
+    """The demo's pairs as folders of a train and a test split: all, and the first of the training ones."""
+    names = ("prompt", "chosen", "rejected")
+    splits = {
+        split: [{name: getattr(pair, name) for name in names} for pair in demo_pairs() if pair.split == of]
+        for split, of in (("train", "train"), ("test", "heldout"))
+    }
+    for folder, count in (("data", None), *((f"data-{size}", size) for size in SIZES)):
+        Path(folder).mkdir(exist_ok=True)
+        for split, rows in splits.items():
+            some = rows if split == "test" else rows[:count]
+            Path(folder, f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    return splits
+
+
+def _keep(trainer: Any, folder: Path) -> None:
+    """Train, and save whole or not at all."""
+    trainer.train()
+    making = folder.with_suffix(".making")
+    trainer.save_model(str(making))
+    making.rename(folder)
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """The study's files name places beside them. Runs are started from here too."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
