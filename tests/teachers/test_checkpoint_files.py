@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from small_models import ask, load
-from tvkd_server.teachers.weights import refuse_others
+from tvkd_server.teachers.vllm_engine.files import refuse_other_weights, refuse_untied_head
 from tvkd_shared.errors import InvalidRequest
 
 
@@ -88,14 +88,26 @@ def test_a_file_that_vllm_would_read_and_the_id_does_not_cover_is_refused(name, 
         if file.name != name:
             file.unlink()
     (tmp_path / "training_args.bin").touch()
-    refuse_others(tmp_path)
+    refuse_other_weights(tmp_path)
     (tmp_path / other).touch()
     with pytest.raises(InvalidRequest, match=f"has {other} beside {name}, and vLLM would read it; move it away"):
-        refuse_others(tmp_path)
+        refuse_other_weights(tmp_path)
 
 
 def test_files_beside_those_of_an_index_are_allowed_because_vllm_keeps_to_the_index(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"w": "model-00001-of-00001.safetensors"}}')
     for name in ("model-00001-of-00001.safetensors", "consolidated.safetensors"):
         save_file({}, tmp_path / name)
-    refuse_others(tmp_path)
+    refuse_other_weights(tmp_path)
+
+
+def test_a_head_that_vllm_would_not_use_is_refused(saved, tmp_path):
+    directory = shutil.copytree(saved("llama"), tmp_path / "llama")
+    refuse_untied_head(directory)
+    config(directory, tie_word_embeddings=True)
+    with pytest.raises(InvalidRequest, match=r"lm_head.weight that is not its embeddings.*set that to false"):
+        refuse_untied_head(directory)
+    weights = load_file(directory / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    refuse_untied_head(directory)

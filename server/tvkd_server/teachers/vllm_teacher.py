@@ -10,13 +10,13 @@ import numpy as np
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tvkd_server.settings import ServeSettings
-from tvkd_server.teachers import weights
 from tvkd_server.teachers.checkpoint import Checkpoint
 from tvkd_server.teachers.start_check import check_values, probes
 from tvkd_server.teachers.teacher import Question, Teacher
 from tvkd_server.teachers.vllm_engine import plugin, private
 from tvkd_server.teachers.vllm_engine.arguments import refuse_other_positions, refuse_what_changes_values
 from tvkd_server.teachers.vllm_engine.failures import FailureFile
+from tvkd_server.teachers.vllm_engine.files import refuse_other_weights, refuse_untied_head
 from tvkd_server.teachers.vllm_engine.pooler import split_rows
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
 from tvkd_shared.record import Float32
@@ -30,7 +30,8 @@ class VLLMTeacher(Teacher):
     def _load(self, checkpoint: Checkpoint, settings: ServeSettings) -> tuple[Any, int, int]:
         refuse_what_changes_values(settings.engine_args)
         refuse_other_positions(checkpoint, settings.max_model_len)
-        weights.refuse_others(checkpoint.directory)
+        refuse_other_weights(checkpoint.directory)
+        refuse_untied_head(checkpoint.directory)
         dtype = checkpoint.served_dtype(settings.dtype, on_cpu=private.ON_CPU)
         (architecture, *_) = checkpoint.config.get("architectures") or [
             MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[checkpoint.config["model_type"]]

@@ -57,23 +57,6 @@ def other_form(directory: Path) -> str:
     return next((f", and there is {path.relative_to(directory)}, {what}" for path, what in found if path), "")
 
 
-_OF_A_TRAINER = ("training_args.bin", "optimizer.bin")
-
-
-def refuse_others(directory: Path) -> None:
-    """Raises InvalidRequest for files that vLLM would load beside those that `files` names, or in their place."""
-    first, *_ = used = files(directory)
-    index, patterns = directory / _NAMES[1], ["*.safetensors"]
-    if first.suffix == ".bin":
-        patterns.append("*.bin")
-    elif first.name != _NAMES[0]:
-        return  # vLLM keeps to the index
-    others = {path.name for pattern in patterns for path in directory.glob(pattern)} - {path.name for path in used}
-    others |= {index.name} if index.exists() else set()
-    if others := others.difference(_OF_A_TRAINER):
-        raise InvalidRequest(f"{directory} has {min(others)} beside {first.name}, and vLLM would read it; move it away")
-
-
 def check_whole(path: Path) -> None:
     """Raises InvalidRequest when a file of weights is a pointer, or is shorter or longer than it says itself."""
     size = path.stat().st_size
