@@ -199,7 +199,7 @@ COLUMNS = ("transformers", "vllm")
 
 def write_into_page(page: Path, family: str, engine: str, line: str) -> None:
     """Set one cell of the table that the page ends with. Other cells stay, because a whole run takes hours."""
-    text, rule, table = page.read_text().partition("|---|---|---|\n")
+    text, rule, table = page.read_text().rpartition("|---|---|---|\n")
     rows = {
         name.strip(" `"): [cell.strip() for cell in cells]
         for _, name, *cells, _ in (row.split("|") for row in table.splitlines())

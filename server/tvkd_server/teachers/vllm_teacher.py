@@ -43,7 +43,10 @@ class VLLMTeacher(Teacher):
         try:
             self._engine = private.Engine(checkpoint.directory, architecture, dtype, settings)
         except Exception as error:
-            raise checkpoint.refusal(f"vLLM cannot start {settings.model}", self._failures.reason(error)) from error
+            reason = self._failures.reason(error)
+            if not isinstance(error, ValueError):  # which a wrong setting is
+                reason += "; if vLLM's code for this model is the cause, serve it with --engine transformers"
+            raise checkpoint.refusal(f"vLLM cannot start {settings.model}", reason) from error
         self.window = 4 * self._engine.step_tokens
         # vLLM ties its engine to the event loop that first uses it, so it has one of its own from the start check on.
         self._loop = asyncio.new_event_loop()
