@@ -49,7 +49,10 @@ def overflows(teacher) -> None:
         (scaled_head, r"other values than transformers does in float32 \(by 0\.\d+\).*--engine transformers"),
         (a_longer_window, "other values than transformers"),
         (forgets_some_states, "another value each time"),
-        (overflows, "fails at its first questions: .*not all finite"),
+        (
+            overflows,
+            "fails at its first questions: .*not all finite; another --dtype may help, or serve it with --engine",
+        ),
     ],
 )
 def test_a_teacher_that_answers_wrong_is_refused_in_one_line(spoil, says, tmp_path):

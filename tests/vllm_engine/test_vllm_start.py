@@ -16,7 +16,10 @@ pytestmark = pytest.mark.timeout(600)
     [
         # Refused by vLLM's config in the server's process, and in the engine's own process.
         ({"max_model_len": 1024}, r"vLLM cannot start .*max_model_len \(1024\) is greater than .*96"),
-        ({"engine_args": {"num_gpu_blocks_override": 1}}, "vLLM cannot start .*No available memory for the cache"),
+        (
+            {"engine_args": {"num_gpu_blocks_override": 1}},
+            "No available memory for the cache.*; if vLLM.* serve it with --engine transformers",
+        ),
     ],
 )
 def test_a_start_that_fails_says_vllms_own_reason_in_one_line(settings, says, tmp_path):

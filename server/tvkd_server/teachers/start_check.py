@@ -59,7 +59,9 @@ def check_values(
         together, again = (asyncio.run(_ask(teacher, questions)) for _ in range(2))
         alone = [record for question in questions for record in asyncio.run(_ask(teacher, [question]))]
     except TeacherUnavailable as error:
-        raise InvalidRequest(f"{name} fails at its first questions: {error}") from error
+        raise InvalidRequest(
+            f"{name} fails at its first questions: {error}; another --dtype may help, or {_OTHER_ENGINE}"
+        ) from error
     if difference := _difference(together, again, exact=exact) or _difference(together, alone, exact=exact):
         raise InvalidRequest(
             f"{name} gives another value each time that it is asked (by {difference:.2g}), so that none can be right; "
