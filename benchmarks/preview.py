@@ -3,8 +3,9 @@
     python benchmarks/preview.py [--pairs 100000] [--tokens 60]
 
 A completion has `--tokens` tokens on average. Two models are in two stores, teacher and what its DPO started from, so
-that all readings are computed. Making the pairs and the stores is not counted. TRL tokenises one row after another, and
-datasets caches what it made, so the command is timed twice; seconds of processor count on a machine that is not idle.
+that all readings are computed. Making the pairs and the stores is not counted. TRL tokenises one row after another, a
+process for each core, and datasets caches what it made, so the command is timed twice. On a machine that is not idle,
+compare the seconds of processor with those of the clock.
 """
 
 import argparse

@@ -168,19 +168,25 @@ def scores_of(
 
     Those of each reading, S; of each role, Σ log π; and "length", T.
     """
-    from tvkd_client.survey import batches  # noqa: PLC0415
+    from tvkd_client.completions import Completions  # noqa: PLC0415
+    from tvkd_client.processes import processes  # noqa: PLC0415
 
-    parts: dict[str, list[Float64]] = {}
-    for some in batches(rows):
+    def score(columns: dict[str, Any]) -> dict[str, list[Float64]]:
+        some = Completions(columns)
         stacks = {role: Stack(source.fetch(*some.of(role))) for role, source in sources.items()}
         base = stacks.get("teacher_reference", stacks.get("reference"))
         ends = list(map(ending, some.of("teacher")[1]))
         found = {role: stack.log_probs() for role, stack in stacks.items()}
         found |= {name: stacks["teacher"].shaping(how, ends, base) for name, how in readings.items()}
         found["length"] = stacks["teacher"].lengths_N.astype(np.float64)
-        for name, of_both in found.items():
-            parts.setdefault(name, []).append(of_both.reshape(2, -1))
-    return {name: np.concatenate(several, 1) for name, several in parts.items()}
+        return {name: list(of_both.reshape(2, -1).T) for name, of_both in found.items()}
+
+    scored = rows.map(
+        score, batched=True, num_proc=processes(len(rows)), remove_columns=rows.column_names,
+        keep_in_memory=True, load_from_cache_file=False, new_fingerprint="scores",
+    )  # fmt: skip
+    names = scored.column_names
+    return {name: scored.data.column(name).combine_chunks().flatten().to_numpy().reshape(-1, 2).T for name in names}
 
 
 def summary(scores: dict[str, Float64], roles: list[str], alpha: float | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -223,9 +223,19 @@ def grouped(
     return items, places
 
 
-def _keys(teacher: str, prompts: Iterable[Sequence[int]], completions: Iterable[Sequence[int]]) -> list[bytes]:
-    pairs = zip(prompts, completions, strict=True)
-    return [completion_keys(teacher, prompt, [completion])[0] for prompt, completion in pairs]
+def _keys(teacher: str, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[bytes]:
+    """The key of each completion after the prompt of the same index.
+
+    A prompt that comes again as the same object, as that of a chosen and a rejected completion, is digested once.
+    """
+    groups: dict[int, tuple[Sequence[int], list[int]]] = {}
+    for place, (prompt, _) in enumerate(zip(prompts, completions, strict=True)):
+        groups.setdefault(id(prompt), (prompt, []))[1].append(place)
+    keys: dict[int, bytes] = {}
+    for prompt, places in groups.values():
+        of_prompt = completion_keys(teacher, prompt, [completions[place] for place in places])
+        keys.update(zip(places, of_prompt, strict=True))
+    return [keys[place] for place in range(len(keys))]
 
 
 def _is_id(teacher: str | None) -> bool:

@@ -6,6 +6,7 @@ is refused with one line.
 """
 
 import inspect
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from trl.scripts.utils import TrlParser
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from tvkd_client.completions import SPAN_COLUMNS, TEACHER_COLUMNS
+from tvkd_client.processes import processes
 from tvkd_client.token_rows import TOKEN_COLUMNS, token_rows
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.versions import supported
@@ -54,9 +56,14 @@ def prepare_preferences(dataset: datasets.Dataset, tokenizer: PreTrainedTokenize
     check()
     # These are all the attributes that the preparation reads. Without max_length it drops no row.
     trainer: Any = SimpleNamespace(_tokenizer=tokenizer)
-    config: Any = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
 
     def prepare(rows: datasets.Dataset) -> datasets.Dataset:
+        # TRL takes one row after another.
+        count = processes(len(rows))
+        config: Any = SimpleNamespace(dataset_num_proc=count, max_length=None, truncation_mode="keep_start")
+        if count:
+            # Of one row at a time threads have no use, and forking after they were used is warned of.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
             tokens = DPOTrainer._prepare_dataset(trainer, rows, tokenizer, config, "preference")
         except AttributeError as error:

@@ -1,8 +1,10 @@
+import os
+
 import pytest
 from datasets import Dataset
 from preference_rows import SHAPES, conversational, plain, words
 
-from tvkd_client import trl_private
+from tvkd_client import processes, trl_private
 from tvkd_client.dataset import Columns
 from tvkd_client.preference_tokens import check_vocabulary, tokenize_preferences
 from tvkd_client.token_rows import measure
@@ -93,3 +95,15 @@ def test_the_teachers_tokenizer_fits_the_teacher_and_another_does_not(server, to
     vocabulary["w8"], vocabulary["w10"], vocabulary["w11"] = 10, 11, 8
     with pytest.raises(InvalidRequest, match=r"in 3 of 5 ids that the data use: 8 is 'w11' here and 'w8' there, 10 is"):
         check_vocabulary(tokenizer, teacher, client, [rows])
+
+
+def test_many_rows_are_tokenised_by_several_processes_to_the_same_tokens(tokenizer, monkeypatch):
+    rows = conversational(7)
+    alone = token_rows(tokenize_preferences(Dataset.from_list(rows), tokenizer))
+    monkeypatch.setattr(processes, "ROWS_A_PROCESS", 3)
+    assert processes.processes(7) == min(2, os.cpu_count() or 1) or None
+    assert token_rows(tokenize_preferences(Dataset.from_list(rows), tokenizer)) == alone
+    tokenizer.chat_template = "{% if 'never' in messages[0].content %}{{ raise_exception('no') }}{% endif %}x"
+    rows[5]["prompt"] = [{"role": "user", "content": "never"}]
+    with pytest.raises(InvalidRequest, match="row 5: the tokenizer's chat template refuses a conversation: no"):
+        tokenize_preferences(Dataset.from_list(rows), tokenizer)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tvkd.cli import main as tvkd
+from tvkd_client import processes
 from tvkd_shared.key import completion_keys
 from tvkd_shared.record import Record
 from tvkd_shared.store import StoreReader, open_store
@@ -174,3 +175,14 @@ def test_the_spread_of_margins_is_counted(made, capsys):
         of_group.setdefault(d, []).append(x > 0)
     groups = [(g["shortest"], g["longest"], g["pairs"], g["agreement"]) for g in reading["by_length"]]
     assert groups == [(d, d, len(right), sum(right) / len(right)) for d, right in sorted(of_group.items())]
+
+
+def test_several_processes_give_the_figures_of_one(made, tmp_path, capsys, monkeypatch):
+    flags, _, teacher = made
+    alone = answer(capsys, *flags)
+    monkeypatch.setattr(processes, "ROWS_A_PROCESS", 2)
+    assert answer(capsys, *flags) == alone
+    filled(tmp_path / "other", teacher, 0, PAIRS[:3])
+    assert run(*flags[:-1], tmp_path / "other") == 2
+    printed = capsys.readouterr()
+    assert "lacks 4 of 10 completions" in printed.err and printed.err.count("\n") == 1
