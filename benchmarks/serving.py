@@ -78,7 +78,7 @@ class Serving:
     def peak(self) -> float:
         """The most megabytes since `reset_peak`."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e6
 
     def reset_peak(self) -> None:
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")

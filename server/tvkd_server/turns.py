@@ -36,7 +36,8 @@ class Turns:
 
     An engine answers in the order in which it is asked, so what is with it cannot be overtaken any more. The order here
     is start-time fair queueing (Goyal, Vin & Cheng 1996): a prompt starts at the tokens that its client asked for
-    before it, and a client that comes anew starts where the others are.
+    before it, and a client that comes anew starts where the others are. Prompts in bulk may fill half of the window. A
+    prompt asked for on demand then waits for the pass under way, and is in the next one before more of the bulk.
     """
 
     def __init__(self, window: int) -> None:
@@ -67,7 +68,8 @@ class Turns:
         while self._waiting:
             prompt = self._waiting[0]
             if not prompt.admitted.done():  # and not cancelled while it waited
-                if self._with_teacher and self._with_teacher + prompt.tokens > self._window:
+                most = self._window // 2 if prompt.bulk else self._window
+                if self._with_teacher and self._with_teacher + prompt.tokens > most:
                     return
                 self._clock = max(self._clock, prompt.start)
                 self._with_teacher += prompt.tokens

@@ -49,17 +49,18 @@ def test_bulk_comes_after_the_others():
     assert order_of([(BULK, 10)] * 3 + [(A, 10)] * 2) == [0, 3, 4, 1, 2]
 
 
-def test_as_many_prompts_as_fit_the_window_are_with_the_teacher():
+@pytest.mark.parametrize(("askers", "fit"), [([A] * 4, 2), ([BULK] * 4, 1), ([BULK] * 3 + [A] * 3, 2)])
+def test_as_many_prompts_as_fit_the_window_are_with_the_teacher_and_bulk_fills_half(askers, fit):
     async def run():
         turns, inside = Turns(25), 0
 
-        async def ask(tokens):
+        async def ask(asker, tokens):
             nonlocal inside
-            async with turns.turn(A, tokens):
+            async with turns.turn(asker, tokens):
                 inside += 1
                 await asyncio.sleep(60)
 
-        tasks = [asyncio.create_task(ask(10)) for _ in range(4)]
+        tasks = [asyncio.create_task(ask(asker, 10)) for asker in askers]
         for _ in range(5):
             await asyncio.sleep(0)
         seen = inside
@@ -68,7 +69,7 @@ def test_as_many_prompts_as_fit_the_window_are_with_the_teacher():
         await asyncio.gather(*tasks, return_exceptions=True)
         return seen, turns._with_teacher
 
-    assert asyncio.run(run()) == (2, 0)
+    assert asyncio.run(run()) == (fit, 0)
 
 
 def test_who_left_while_it_waited_is_passed_over():
