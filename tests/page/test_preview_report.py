@@ -160,6 +160,15 @@ def test_no_text_of_the_data_runs_and_nothing_is_asked_of_the_network(report, br
     assert written[0].read_text().count("<script") == 2
 
 
+def test_no_label_of_a_plot_is_cut(report, browser):
+    ends = """return [...document.querySelectorAll("svg text")].map((text) => [text.getBBox().x,
+      text.getBBox().x + text.getBBox().width - text.ownerSVGElement.viewBox.baseVal.width])"""
+    for name in report["readings"]:
+        choose(browser, "reading", name)
+        found = browser.execute_script(ends)
+        assert len(found) > 10 and all(left >= 0 and beyond <= 0 for left, beyond in found)
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_is_wider_than_the_screen(report, browser, width):
     resize(browser, width)

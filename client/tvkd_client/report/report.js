@@ -78,7 +78,7 @@ function drawHistogram({ edges, counts, below, above }) {
 }
 
 function drawByLength(groups) {
-  const step = (WIDTH - LEFT) / groups.length;
+  const step = (WIDTH - LEFT - 30) / groups.length; // the last label is wider than its group
   const parts = groups.flatMap(({ shortest, longest, pairs: number, agreement, interval }, index) => {
     const x = LEFT + (index + 0.5) * step;
     const point = shape("circle", { cx: x, cy: height(agreement), r: 5 });
