@@ -12,10 +12,11 @@ def test_every_token_of_the_vocabulary_and_the_longest_sequence_are_answered(tea
     teacher("llama").check([0, VOCABULARY - 1], [[5] * (LONGEST - 2), [1]])
 
 
-def test_the_longest_sequence_is_found_under_another_name(tmp_path):
-    mpt = load(save_tiny("mpt", tmp_path / "mpt"))
-    assert mpt.info.longest_sequence == LONGEST
-    assert ask(mpt, (tokens(LONGEST - 5, 1), [tokens(5, 2)], [1.0]))
+@pytest.mark.parametrize(("family", "longest"), [("mpt", LONGEST), ("whisper", 448)])
+def test_the_longest_sequence_is_found_under_another_name(family, longest, tmp_path):
+    teacher = load(save_tiny(family, tmp_path / family))
+    assert teacher.info.longest_sequence == longest
+    assert ask(teacher, (tokens(longest - 5, 1), [tokens(5, 2)], [1.0]))
 
 
 @pytest.mark.parametrize(

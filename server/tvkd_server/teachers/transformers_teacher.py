@@ -17,8 +17,8 @@ from tvkd_server.teachers.transformers_model import load_model
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable
 from tvkd_shared.record import Float32
 
-_LONGEST = ("max_position_embeddings", "max_seq_len")
-"""The names by which configurations give the longest sequence; MPT has the second."""
+_LONGEST = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+"""The names by which configurations give the longest sequence; MPT has the second, Whisper's decoder the third."""
 
 NO_LONGEST = 2**20
 """Longest sequence of a model whose config names none, such as a state-space model: a bound on one request."""
