@@ -24,8 +24,8 @@ from tvkd.demo.pairs import demo_pairs
 from tvkd.demo.teacher import teacher_directory
 from tvkd_client.prefetch import Prefetch
 
-SIZES = (100, 700)
-STEPS = {100: 40, 700: 90}
+SIZES, QUICK = (100, 700), 16
+STEPS = {100: 40, 700: 90, QUICK: 2}
 """Steps of 8 pairs of each student, by the number of its pairs."""
 
 SFT_STEPS, DPO_STEPS = 100, 110
@@ -48,7 +48,7 @@ def main() -> int:
     output.mkdir(parents=True, exist_ok=True)
     with _inside(output):
         make_models(quick=asked.quick)
-        for pairs in [asked.pairs] if asked.pairs else SIZES[: 1 if asked.quick else None]:
+        for pairs in [QUICK] if asked.quick else [asked.pairs] if asked.pairs else SIZES:
             if code := tvkd(["study", write_study(pairs, quick=asked.quick), "--jobs", str(asked.jobs)]):
                 return code
     return 0
@@ -57,7 +57,7 @@ def main() -> int:
 def write_study(pairs: int, *, quick: bool) -> str:
     """The study's file for so many pairs, in the present folder."""
     study = yaml.safe_load((Path(__file__).parent / "study.yaml").read_text())
-    study["base"] |= {"dataset_name": f"data-{pairs}", "max_steps": 2 if quick else STEPS[pairs]}
+    study["base"] |= {"dataset_name": f"data-{pairs}", "max_steps": STEPS[pairs]}
     study["output"] = f"pairs-{pairs}"
     if quick:
         study |= {"seeds": [0], "held_out": study["held_out"] | {"pairs": 8, "samples": 2}}
@@ -80,7 +80,7 @@ def make_models(*, quick: bool) -> None:
     if not (models / "S0").exists():
         (models / "S0").symlink_to(teacher_directory())
     tokenizer = AutoTokenizer.from_pretrained(models / "S0")
-    train = Dataset.from_list(splits["train"])
+    train = Dataset.from_list(splits["train"][: QUICK if quick else None])
     if not (models / "T0").exists():
         rows = train.rename_column("chosen", "completion").remove_columns("rejected")
         args = SFTConfig(
@@ -97,8 +97,8 @@ def make_models(*, quick: bool) -> None:
     for name in ("T1", "T0", "S0"):
         # A store that has all of it is read in seconds.
         Prefetch(
-            model=str(models / name), store="values", dataset="data", split="train", tokenizer=str(models / "S0"),
-            quiet=True,
+            model=str(models / name), store="values", dataset=f"data-{QUICK}" if quick else "data", split="train",
+            tokenizer=str(models / "S0"), quiet=True,
         ).run()  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def write_data() -> dict[str, list[dict[str, str]]]:
         split: [{name: getattr(pair, name) for name in names} for pair in demo_pairs() if pair.split == of]
         for split, of in (("train", "train"), ("test", "heldout"))
     }
-    for folder, count in (("data", None), *((f"data-{size}", size) for size in SIZES)):
+    for folder, count in (("data", None), *((f"data-{size}", size) for size in (QUICK, *SIZES))):
         Path(folder).mkdir(exist_ok=True)
         for split, rows in splits.items():
             some = rows if split == "test" else rows[:count]
