@@ -57,7 +57,8 @@ def main() -> int:
 def write_study(pairs: int, *, quick: bool) -> str:
     """The study's file for so many pairs, in the present folder."""
     study = yaml.safe_load((Path(__file__).parent / "study.yaml").read_text())
-    study["base"] |= {"dataset_name": f"data-{pairs}", "max_steps": STEPS[pairs]}
+    own = {"dataset_name": f"data-{pairs}", "max_steps": STEPS[pairs], "reference_id": Path("models/S0").resolve().name}
+    study["base"] |= own
     study["output"] = f"pairs-{pairs}"
     if quick:
         study |= {"seeds": [0], "held_out": study["held_out"] | {"pairs": 8, "samples": 2}}

@@ -108,6 +108,7 @@ def test_dpo_and_controls_come_by_themselves_and_a_sweep_is_arms(file):
         ({"arms": {"tvkd": {"learning_rat": 1.0}}}, "unknown settings: --learning_rat"),
         ({"seeds": [1, 1]}, "a seed is named twice"),
         ({"controls": ["random"]}, "controls.0"),
+        ({"arms": {"tvkd": {"teacher_id": "another"}}}, "arm tvkd: teacher: store "),
         ({"outcome": "reward"}, "outcome reward needs held_out.reward"),
         ({"held_out": {"split": "validation"}}, "Unknown split"),
         ({"held_out": {"reward": "nothing:here"}}, "nothing:here cannot be read"),

@@ -49,12 +49,13 @@ class StudyCommand(Command, cli_prog_name="tvkd study"):
 
 
 def _check(study: Any) -> None:
-    """Every arm's settings, the held-out pairs and the reward, before the first run takes hours.
+    """Every arm's settings and models, the held-out pairs and the reward, before the first run takes hours.
 
     Raises InvalidRequest, also when a run's folder has other settings than the file now has.
     """
     from tvkd.evaluation.loading import load_function  # noqa: PLC0415
     from tvkd.study.training import held_out_rows  # noqa: PLC0415
+    from tvkd_client.roles import open_sources  # noqa: PLC0415
 
     if study.file.held_out.reward:
         load_function(study.file.held_out.reward)
@@ -67,7 +68,8 @@ def _check(study: Any) -> None:
             continue
         checked.add(run.arm.name)
         try:
-            script = _parsed(study.settings_of(run))
+            script, training = _parsed(study.settings_of(run))
+            open_sources(training, {})
         except TVKDError as error:
             raise type(error)(f"arm {run.arm.name}: {error.message}") from error
     held_out_rows(study.file.held_out, script)
@@ -79,7 +81,7 @@ def _parsed(settings: dict[str, Any]) -> Any:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         yaml.safe_dump(settings, file)
         file.flush()
-        return parse(["--config", file.name])[0]
+        return parse(["--config", file.name])[:2]
 
 
 def _content(study: Any, run: Any) -> dict[str, Any]:
