@@ -13,11 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+# The report needs both, hours later: what is missing is said at once.
+import matplotlib as mpl  # noqa: F401
+import scipy  # noqa: F401
 import yaml
 from pydantic import Field, PositiveInt
 from pydantic_settings import CliPositionalArg
 
 from tvkd.evaluation.command import RESULT
+from tvkd.study.plan import Run, Study
 from tvkd_shared.errors import InvalidRequest, TVKDError
 from tvkd_shared.settings import Command
 
@@ -34,8 +38,6 @@ class StudyCommand(Command, cli_prog_name="tvkd study"):
 
     def run(self) -> int:
         """Raises the errors of `tvkd_shared.errors`."""
-        from tvkd.study.plan import Study  # noqa: PLC0415 - TRL takes seconds to import
-
         study = Study(self.file)
         _check(study)
         lacking = [run for run in study.runs if not (run.folder / RESULT).exists()]
@@ -48,19 +50,23 @@ class StudyCommand(Command, cli_prog_name="tvkd study"):
         return 0
 
 
-def _check(study: Any) -> None:
+def _check(study: Study) -> None:
     """Every arm's settings and models, the held-out pairs and the reward, before the first run takes hours.
 
     Raises InvalidRequest, also when a run's folder has other settings than the file now has.
     """
+    # TRL takes seconds to import, and `--help` does not need it.
+    from tvkd.evaluation.harness import task_manager  # noqa: PLC0415
     from tvkd.evaluation.loading import load_function  # noqa: PLC0415
     from tvkd.study.training import held_out_rows  # noqa: PLC0415
     from tvkd_client.roles import open_sources  # noqa: PLC0415
 
-    if study.file.held_out.reward:
-        load_function(study.file.held_out.reward)
-    if study.outcome == "reward" and not study.file.held_out.reward:
-        raise InvalidRequest("outcome reward needs held_out.reward, module:function")
+    held_out = study.file.held_out
+    if held_out.reward:
+        load_function(held_out.reward)
+    if held_out.tasks:
+        task_manager(held_out.tasks, held_out.tasks_folder)
+    _check_outcome(study)
     checked = set()
     for run in study.runs:
         _refuse_changed(study, run)
@@ -72,7 +78,18 @@ def _check(study: Any) -> None:
             open_sources(training, {})
         except TVKDError as error:
             raise type(error)(f"arm {run.arm.name}: {error.message}") from error
-    held_out_rows(study.file.held_out, script)
+    held_out_rows(held_out, script)
+
+
+def _check_outcome(study: Study) -> None:
+    """Raises InvalidRequest unless verdicts are about something that is measured."""
+    from tvkd.evaluation.outcome import OF_PAIRS, OF_SAMPLES  # noqa: PLC0415 - TRL takes seconds to import
+
+    held_out = study.file.held_out
+    of_samples = (*OF_SAMPLES, *(["reward"] if held_out.reward else []))
+    known = [*OF_PAIRS, *(of_samples if held_out.samples else []), *(f"{task}/METRIC" for task in held_out.tasks)]
+    if study.outcome not in known and study.outcome.partition("/")[0] not in held_out.tasks:
+        raise InvalidRequest(f"outcome {study.outcome} is not measured; held_out has {', '.join(known)}")
 
 
 def _parsed(settings: dict[str, Any]) -> Any:
@@ -84,7 +101,7 @@ def _parsed(settings: dict[str, Any]) -> Any:
         return parse(["--config", file.name])[:2]
 
 
-def _content(study: Any, run: Any) -> dict[str, Any]:
+def _content(study: Study, run: Run) -> dict[str, Any]:
     """What run.json holds: all that decides a run's outcome."""
     return {
         "arm": run.arm.name,
@@ -96,7 +113,7 @@ def _content(study: Any, run: Any) -> dict[str, Any]:
     }
 
 
-def _refuse_changed(study: Any, run: Any) -> None:
+def _refuse_changed(study: Study, run: Run) -> None:
     if not (run.folder / RESULT).exists():
         return
     before = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
@@ -108,7 +125,7 @@ def _refuse_changed(study: Any, run: Any) -> None:
         )
 
 
-def prepare(study: Any, run: Any) -> None:
+def prepare(study: Study, run: Run) -> None:
     """Make a run's folder anew, with what its process reads."""
     shutil.rmtree(run.folder, ignore_errors=True)  # what a stopped run left
     run.folder.mkdir(parents=True)
@@ -120,7 +137,7 @@ def prepare(study: Any, run: Any) -> None:
 class _Runs:
     """Runs that are still to be done, each in a process of its own, some at once."""
 
-    def __init__(self, study: Any, lacking: list[Any], jobs: int) -> None:
+    def __init__(self, study: Study, lacking: list[Run], jobs: int) -> None:
         self._study, self._lacking, self._jobs = study, lacking, jobs
         self._done = len(study.runs) - len(lacking)
         self._processes: set[subprocess.Popen[str]] = set()
@@ -137,7 +154,7 @@ class _Runs:
             for process in list(self._processes):
                 process.kill()
 
-    def _one(self, run: Any) -> str | None:
+    def _one(self, run: Run) -> str | None:
         prepare(self._study, run)
         device, began = self._devices.get(), time.monotonic()
         try:
