@@ -8,6 +8,7 @@ import time
 import pytest
 from preference_rows import conversational, implicit, plain, words
 
+from running_server import start_server
 from tvkd.cli import main as tvkd
 
 
@@ -17,13 +18,21 @@ def own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def own_server(tiny_teacher, tmp_path):
+    """A server whose counters nobody else moves."""
+    running = start_server(tiny_teacher, tmp_path / "values")
+    yield running
+    running.kill()
+
+
+@pytest.fixture
 def arguments(server, tiny_teacher, tmp_path):
-    def of(rows: list[dict], *flags: str) -> list[str]:
+    def of(rows: list[dict], *flags: str, url: str = server.url) -> list[str]:
         (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return [
             "prefetch",
             "--server",
-            server.url,
+            url,
             "--dataset",
             f"{tmp_path}/pairs.jsonl",
             "--tokenizer",
@@ -75,25 +84,26 @@ def test_what_was_prefetched_is_what_the_trainer_asks_for(server, arguments, tok
         assert [record.length for record in records] == list(map(len, tokens[side]))
 
 
-def test_a_prefetch_that_is_stopped_goes_on_where_it_was(server, arguments, capsys):
+def test_a_prefetch_that_is_stopped_goes_on_where_it_was(own_server, arguments, capsys):
     rows = [
         row | {"chosen": words(i, 100), "rejected": words(-i - 1, 100)} for i, row in enumerate(plain(800, seed=9000))
     ]
-    before = computed(server)
-    command = [sys.executable, "-m", "tvkd.cli", *arguments(rows, "--in-flight", "1")]
+    # A shell starts what runs in the background with SIGINT ignored, which these tests may inherit.
+    program = ["env", "--default-signal=INT", sys.executable, "-m", "tvkd.cli"]
+    command = [*program, *arguments(rows, "--in-flight", "1", url=own_server.url)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while computed(server) - before < 20:
+        while computed(own_server) < 20:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert "of 1,600 sequences; they are stored, run again to go on" in (said := process.stderr.read())
         assert "Traceback" not in said
-    assert tvkd(arguments(rows)) == 0
+    assert tvkd(arguments(rows, url=own_server.url)) == 0
     # The request that was under way is still computed and stored, perhaps while the second prefetch already runs.
     hits = int(re.search(r"([\d,]+) hits", capsys.readouterr().out)[1].replace(",", ""))
     assert 0 < hits < 1600
-    assert computed(server) - before == 1600, "a completion was computed twice"
+    assert computed(own_server) == 1600, "a completion was computed twice"
 
 
 def test_rows_too_long_stop_it_before_anything_is_sent_unless_they_are_to_be_skipped(server, arguments, capsys):
