@@ -36,8 +36,9 @@ class Turns:
 
     An engine answers in the order in which it is asked, so what is with it cannot be overtaken any more. The order here
     is start-time fair queueing (Goyal, Vin & Cheng 1996): a prompt starts at the tokens that its client asked for
-    before it, and a client that comes anew starts where the others are. Prompts in bulk may fill half of the window. A
-    prompt asked for on demand then waits for the pass under way, and is in the next one before more of the bulk.
+    before it, and a client that comes anew starts where the others are. Once something was asked for on demand, until
+    the teacher is idle, prompts in bulk fill half of the window: the next prompt on demand then waits for the pass
+    under way, and is in the following one before more of the bulk.
     """
 
     def __init__(self, window: int) -> None:
@@ -68,7 +69,8 @@ class Turns:
         while self._waiting:
             prompt = self._waiting[0]
             if not prompt.admitted.done():  # and not cancelled while it waited
-                most = self._window // 2 if prompt.bulk else self._window
+                shared = prompt.bulk and not all(asker.bulk for asker in self._asked)
+                most = self._window // 2 if shared else self._window
                 if self._with_teacher and self._with_teacher + prompt.tokens > most:
                     return
                 self._clock = max(self._clock, prompt.start)

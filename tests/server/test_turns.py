@@ -49,8 +49,8 @@ def test_bulk_comes_after_the_others():
     assert order_of([(BULK, 10)] * 3 + [(A, 10)] * 2) == [0, 3, 4, 1, 2]
 
 
-@pytest.mark.parametrize(("askers", "fit"), [([A] * 4, 2), ([BULK] * 4, 1), ([BULK] * 3 + [A] * 3, 2)])
-def test_as_many_prompts_as_fit_the_window_are_with_the_teacher_and_bulk_fills_half(askers, fit):
+@pytest.mark.parametrize(("askers", "fit"), [([A] * 4, 2), ([BULK] * 4, 2), ([A, BULK, BULK], 1)])
+def test_as_many_prompts_as_fit_the_window_are_with_the_teacher_and_bulk_beside_others_fills_half(askers, fit):
     async def run():
         turns, inside = Turns(25), 0
 
