@@ -3,20 +3,20 @@
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel
 
 from studies.known_reward.models import SETTINGS, load, log_probs, run, sample, tokenizer
 from studies.known_reward.world import World
-from tvkd.demo.control import ShuffledSource, partners
+from tvkd.demo.control import partners
 from tvkd.demo.margins import shaping_weight
+from tvkd.study.controls import LengthSource, ShuffledSource, TrainingPairs
 from tvkd_client import StoreSource, TVKDConfig, TVKDTrainer
 from tvkd_client.preference_tokens import tokenize_preferences
 from tvkd_client.source import ValueSource
@@ -26,16 +26,6 @@ LENGTH, SHUFFLED = "length", "shuffled"
 """What an arm's `values` may be in place of the teacher's: the completion's length, or another pair's values."""
 
 BATCH, EVALUATED_PROMPTS = 16, 1000
-
-
-class LengthSource:
-    """Φ(s_t) = t in place of a teacher's value, so that S is the completion's length."""
-
-    teacher_id = LENGTH
-
-    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Record]:
-        states = [np.arange(len(completion) + 1, dtype=np.float32) for completion in completions]
-        return [Record.of({1.0: t}, np.zeros(len(t) - 1, np.float32), np.zeros_like(t)) for t in states]
 
 
 @dataclass(frozen=True)
@@ -97,7 +87,7 @@ class Students:
             sources["teacher"] = LengthSource()
         if values == SHUFFLED:
             for role in ("teacher", "teacher_reference"):
-                sources[role] = ShuffledSource(sources[role], self._tokens, self._partner)
+                sources[role] = ShuffledSource(sources[role], TrainingPairs.of(self._tokens), self._partner)
         return sources
 
     def _records(self, source: ValueSource) -> list[tuple[Record, Record]]:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from known_records import scored
 
-from tvkd.demo.control import ShuffledSource, choose, partners
+from tvkd.demo.control import choose, partners
+from tvkd.study.controls import ShuffledSource, TrainingPairs
 from tvkd_shared.errors import InvalidRequest
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=30)
@@ -45,7 +46,7 @@ TOKENS = Dataset.from_dict(
 
 def test_a_completion_is_answered_with_its_partners_record():
     train = TOKENS.select([0, 2, 3])
-    source = ShuffledSource(Known(), train, {0: 1, 1: 2, 2: 0})
+    source = ShuffledSource(Known(), TrainingPairs.of(train), {0: 1, 1: 2, 2: 0})
     answers = source.fetch([[1], [1], [4]], [[11, 12], [13], [41, 42]])
     assert [answer.values[1.0].tolist() for answer in answers] == [[3, 31, 32], [3, 33], [1, 11, 12]]
 

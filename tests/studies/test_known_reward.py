@@ -11,8 +11,8 @@ import torch
 
 from studies.known_reward.models import log_probs, random_model, sample
 from studies.known_reward.report import interval, table
-from studies.known_reward.students import LengthSource
 from studies.known_reward.world import EOS, LONGEST, World
+from tvkd.study.controls import LengthSource
 from tvkd_shared.shaping import Shaping
 
 ROOT = Path(__file__).parent.parent.parent

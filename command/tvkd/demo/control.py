@@ -1,4 +1,4 @@
-"""The control run: every pair is trained with the shaping of another pair, so only the numbers' spread remains."""
+"""The pairs of the demo's runs: who trains, who is held out, and whose shaping each pair of the control takes."""
 
 import random
 from collections import defaultdict
@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
-from tvkd_client.source import ValueSource
 from tvkd_shared.errors import InvalidRequest
-from tvkd_shared.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +60,3 @@ def partners(lengths: Sequence[tuple[int, int]], seed: int) -> dict[int, int]:
             chance.shuffle(group)
             partner.update(zip(group, group[1:] + group[:1], strict=True))
     return partner
-
-
-class ShuffledSource:
-    """A value source that answers for each completion of a pair with its partner's record."""
-
-    def __init__(self, source: ValueSource, train: Dataset, partner: dict[int, int]) -> None:
-        self.source = source
-        prompts = train["prompt_ids"][:]
-        self._answered_by = {
-            (tuple(prompts[row]), tuple(completions[row])): (prompts[other], completions[other])
-            for completions in (train["chosen_ids"][:], train["rejected_ids"][:])
-            for row, other in partner.items()
-        }
-
-    @property
-    def teacher_id(self) -> str:
-        return self.source.teacher_id
-
-    def fetch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Record]:
-        """Record of each completion's partner. Raises KeyError for a completion that has none."""
-        pairs = zip(prompts, completions, strict=True)
-        others = [self._answered_by[tuple(prompt), tuple(completion)] for prompt, completion in pairs]
-        return self.source.fetch([prompt for prompt, _ in others], [completion for _, completion in others])

@@ -11,7 +11,7 @@ import datasets
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from tvkd.demo.control import ShuffledSource, choose
+from tvkd.demo.control import choose
 from tvkd.demo.demo import Demo
 from tvkd.demo.logit_bytes import logit_bytes
 from tvkd.demo.margins import Records, length_differences, log_prob_margins, shaping_margins, shaping_weight
@@ -20,6 +20,7 @@ from tvkd.demo.report import Fill, Summary, show
 from tvkd.demo.student import load, student_directory
 from tvkd.demo.teacher import teacher_directory
 from tvkd.demo.training import BATCH, HeldOut, align, held_out, pair_log_probs
+from tvkd.study.controls import ShuffledSource, TrainingPairs
 from tvkd_client.dataset import load_preferences
 from tvkd_client.http import TeacherClient
 from tvkd_client.margins import LOG_PROB, READINGS, statistics_of
@@ -92,7 +93,7 @@ def run(settings: Demo) -> int:
     runs: dict[str, tuple[float, ValueSource]] = {
         "DPO": (0.0, source),
         "TVKD": (alpha, source),
-        "TVKD, ψ shuffled": (alpha, ShuffledSource(source, train, split.partner)),
+        "TVKD, ψ shuffled": (alpha, ShuffledSource(source, TrainingPairs.of(train), split.partner)),
     }
     unseen = tokens.select(split.unseen)
     reference_N2 = pair_log_probs(load(student), unseen)

@@ -43,7 +43,7 @@ class TrainingPairs:
         return chosen, rejected
 
 
-def partners(chosen: Sequence[float], rejected: Sequence[float], seed: int) -> list[int]:
+def partners(chosen: Sequence[float], rejected: Sequence[float], seed: int) -> dict[int, int]:
     """For each pair the index of another, each named once: one with the same difference in length, and like lengths.
 
     A difference that only one pair has is put together with the next one. Raises ValueError for fewer than two pairs.
@@ -53,11 +53,8 @@ def partners(chosen: Sequence[float], rejected: Sequence[float], seed: int) -> l
     chance = random.Random(seed)  # noqa: S311 - a permutation, not a secret
     order = sorted(range(len(chosen)), key=lambda i: (chosen[i] - rejected[i], chosen[i], chance.random()))
     groups = [list(group) for _, group in groupby(order, key=lambda i: chosen[i] - rejected[i])]
-    answer = [0] * len(chosen)
-    for block in _joined([group[i : i + BLOCK] for group in groups for i in range(0, len(group), BLOCK)]):
-        for index, other in zip(block, block[1:] + block[:1], strict=True):
-            answer[index] = other
-    return answer
+    blocks = _joined([group[i : i + BLOCK] for group in groups for i in range(0, len(group), BLOCK)])
+    return {index: other for block in blocks for index, other in zip(block, block[1:] + block[:1], strict=True)}
 
 
 def _joined(blocks: list[list[int]]) -> list[list[int]]:
@@ -77,7 +74,7 @@ class ShuffledSource:
     States are taken at the same share of the way, so the first and the last state are the partner's own.
     """
 
-    def __init__(self, source: ValueSource, pairs: TrainingPairs, partner: Sequence[int]) -> None:
+    def __init__(self, source: ValueSource, pairs: TrainingPairs, partner: Mapping[int, int]) -> None:
         self._source = source
         self._answered_by = _answered_by(pairs, partner)
 
@@ -86,7 +83,7 @@ class ShuffledSource:
         return self._source.teacher_id
 
     def fetch(self, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]) -> list[Record]:
-        """Raises KeyError for a completion that is of no pair."""
+        """Raises KeyError for a completion of no pair that has a partner."""
         records = self._source.fetch(*_others(self._answered_by, prompts, completions))
         return [stretched(record, len(completion)) for record, completion in zip(records, completions, strict=True)]
 
@@ -114,7 +111,7 @@ class AdvantageSource:
         teacher: ValueSource,
         base: ValueSource,
         pairs: TrainingPairs,
-        advantage: float | Sequence[int],
+        advantage: float | Mapping[int, int],
     ) -> None:
         """`advantage` is the number, in nats a token, or each pair's partner."""
         self._teacher, self._base = teacher, base
@@ -203,11 +200,11 @@ def _of_log_probs(numbers_T: Float64) -> Record:
 _Answers = dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[TokenIds, TokenIds]]
 
 
-def _answered_by(pairs: TrainingPairs, partner: Sequence[int]) -> _Answers:
+def _answered_by(pairs: TrainingPairs, partner: Mapping[int, int]) -> _Answers:
     return {
         (tuple(pairs.prompts[row]), tuple(side[row])): (pairs.prompts[other], side[other])
         for side in (pairs.chosen, pairs.rejected)
-        for row, other in enumerate(partner)
+        for row, other in partner.items()
     }
 
 

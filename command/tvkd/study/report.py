@@ -37,13 +37,12 @@ class Finding:
             for name, numbers in (found["items"] | benchmarks).items():
                 outcomes.setdefault(name, {}).setdefault(run.arm.name, {})[run.seed] = np.array(numbers)
         results: Any = outcomes.get(study.outcome, {})
-        controls = {arm.of for arm in study.arms if arm.of}
-        reading = {arm.name for arm in study.arms if arm.control or study.reads_teacher(arm)}
+        reading = {arm.name for arm in study.arms if study.reads_teacher(arm)}
         dpo = best_dpo(study.arms, study.outcome, results, reading)
         verdicts = [
             verdict(arm, [other for other in study.arms if other.of == arm.name], dpo, study.outcome, results)
             for arm in study.arms
-            if dpo is not None and not arm.control and (arm.name in reading or arm.name in controls)
+            if dpo is not None and not arm.control and arm.name in reading
         ]
         return cls(study, outcomes, dpo, verdicts)
 
@@ -115,14 +114,14 @@ def notes(finding: Finding) -> str:
 
 def _print(finding: Finding, console: Console) -> None:
     main = finding.study.outcome
-    table = titled_table(
-        f"{main}, {len(finding.study.file.seeds)} seeds",
-        *header(finding)[:1],
-        main,
-        *header(finding)[-1 - len(finding.study.file.controls) :],
-    )
+    differences = 1 + len(finding.study.file.controls)
+
+    def shown(cells: list[str]) -> list[str]:
+        return [cell.replace("[", r"\[") for cell in (*cells[:2], *cells[-differences:])]
+
+    table = titled_table(f"{main}, {len(finding.study.file.seeds)} seeds", *shown(header(finding)))
     for row in rows(finding):
-        table.add_row(*(cell.replace("[", r"\[") for cell in (*row[:2], *row[-1 - len(finding.study.file.controls) :])))
+        table.add_row(*shown(row))
     console.print(table)
     for one in finding.verdicts:
         console.print(f"{one.arm.name}: {one.words}", markup=False)

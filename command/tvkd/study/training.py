@@ -18,15 +18,15 @@ from tvkd.evaluation.command import write_outcome
 from tvkd.evaluation.harness import task_means
 from tvkd.evaluation.loading import load_function, load_model
 from tvkd.evaluation.outcome import HeldOut, measure, summary_of
-from tvkd.study.controls import TrainingPairs, advantages, controlled
+from tvkd.study.controls import TrainingPairs, controlled
 from tvkd.study.plan import HeldOutFile, is_relative
 from tvkd_client.config import TVKDConfig
 from tvkd_client.dataset import DataArguments, load_preferences
 from tvkd_client.preference_tokens import load_tokenizer, tokenize_preferences
 from tvkd_client.preview import scores_of
-from tvkd_client.roles import Role, base_role, open_sources
+from tvkd_client.roles import Role, open_sources
 from tvkd_client.source import ValueSource
-from tvkd_client.survey import batches
+from tvkd_client.survey import mean_advantage
 from tvkd_client.train import build, pairs_of, parse
 from tvkd_shared.dispatch import exit_code
 from tvkd_shared.ending import Ending, declared_eos
@@ -112,20 +112,11 @@ def _margins(
     training: TVKDConfig, sources: dict[Role, ValueSource], tokens: Any, ending: Ending
 ) -> tuple[Float64, float | None]:
     """S(chosen) − S(rejected) of each pair, or ΣA's; and for objective token the mean of A."""
-    if training.objective == "tvkd":
-        of_roles = {str(role): source for role, source in sources.items()}
-        chosen, rejected = scores_of(tokens, of_roles, {"arm": training.shaping}, ending.of)["arm"]
-        return chosen - rejected, None
-    base = base_role(sources)
-    assert base is not None  # noqa: S101 - the plan refuses such an arm
-    sums, of_tokens = [], []
-    for some in batches(tokens):
-        records = [sources[role].fetch(*some.of(role)) for role in ("teacher", base)]
-        found = [advantages(teacher, started) for teacher, started in zip(*records, strict=True)]
-        sums.append(np.array([A.sum() for A in found]).reshape(2, -1))
-        of_tokens += found
-    chosen, rejected = np.concatenate(sums, 1)
-    mean = float(np.concatenate(of_tokens).mean()) if training.objective == "token" else None
+    # Potential implicit with γ = 1 makes S the sum of A.
+    how = training.shaping if training.objective == "tvkd" else Shaping(potential="implicit")
+    of_roles = {str(role): source for role, source in sources.items()}
+    chosen, rejected = scores_of(tokens, of_roles, {"arm": how}, ending.of)["arm"]
+    mean = mean_advantage(sources, tokens, training.max_length) if training.objective == "token" else None
     return chosen - rejected, mean
 
 
