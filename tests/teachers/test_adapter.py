@@ -1,6 +1,7 @@
 """A PEFT adapter is served as the model that PEFT makes of it and its base, or one line says what lacks."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from small_models import VOCABULARY, Reference, ask, assert_agrees, load, save, tokens
 from tvkd_server.teachers.checkpoint import Checkpoint
+from tvkd_shared.ending import declared_eos
 from tvkd_shared.errors import InvalidRequest
 
 ATTENTION = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -113,6 +115,15 @@ def test_the_tokenizer_is_the_adapter_s_own_and_else_the_base_s(tiny_teacher, tm
         (adapter / file.name).write_bytes(file.read_bytes())
     (adapter / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     assert load(adapter).info.chat_template_digest not in (None, base.chat_template_digest)
+
+
+@pytest.mark.parametrize("named", ["generation_config.json", "config.json"])
+def test_a_completion_ends_where_one_of_the_base_ends(named, tiny_teacher, tmp_path):
+    base = Path(shutil.copytree(tiny_teacher, tmp_path / "base"))
+    (base / "generation_config.json").unlink(missing_ok=True)
+    settings = json.loads((base / named).read_text()) if (base / named).exists() else {}
+    (base / named).write_text(json.dumps(settings | {"eos_token_id": [2, 7]}))
+    assert declared_eos(Checkpoint.find(adapt(tmp_path / "tuned", base)).directory) == [2, 7]
 
 
 def changed(adapter: Path, **settings) -> None:

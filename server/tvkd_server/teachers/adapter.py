@@ -20,6 +20,7 @@ from tvkd_shared.errors import InvalidRequest, TVKDError
 _logger = logging.getLogger(__name__)
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_GENERATION = "generation_config.json"
 _TOKENIZER = ("tokenizer*", "*.model", "vocab.*", "merges.txt", "*_tokens*.json", "*.jinja")
 
 
@@ -42,7 +43,9 @@ def merged(adapter: Path, *, online: bool) -> Path:
             f"write the base as it was before into base_model_name_or_path of {CONFIG}"
         )
     tokenizer = adapter if (adapter / "tokenizer_config.json").exists() else base.directory
-    beside = sorted({file for pattern in _TOKENIZER for file in tokenizer.glob(pattern) if file.is_file()})
+    # The base is loaded without its generation config, which names the tokens that end a completion.
+    found = [*base.directory.glob(_GENERATION), *(file for name in _TOKENIZER for file in tokenizer.glob(name))]
+    beside = sorted({file for file in found if file.is_file()})
     parts = [json.dumps(config, sort_keys=True), json.dumps(base.config, sort_keys=True), base.weights_digest()]
     parts += [file_digest(weights), *(f"{file.name} {file_digest(file)}" for file in beside)]
     name = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
@@ -55,6 +58,7 @@ def merged(adapter: Path, *, online: bool) -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="draft-") as folder:
             draft = Path(folder) / "model"
             _merge(adapter, base).save_pretrained(draft)
+            (draft / _GENERATION).unlink(missing_ok=True)
             for file in beside:
                 shutil.copy(file, draft)
             if not target.is_dir():  # another process may have been first
