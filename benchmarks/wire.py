@@ -101,14 +101,6 @@ def cpu_seconds(process: subprocess.Popen[bytes], ask: Callable[[], httpx.Respon
     return min(rounds)
 
 
-def compressed(body: bytes) -> tuple[float, float]:
-    """The share of a body's bytes that zstd at its fastest leaves, and the CPU seconds that it takes."""
-    codec, before = pa.Codec("zstd", compression_level=1), time.process_time()
-    for _ in range(50):
-        shorter = codec.compress(body, asbytes=True)
-    return len(shorter) / len(body), (time.process_time() - before) / 50
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=300)
@@ -150,8 +142,6 @@ def main() -> None:
                 seconds = cpu_seconds(process, lambda u=url, m=media_type: ask(u, m, m), requests)
                 sizes = f"{len(body[media_type]) / 1e3:>7.0f} kB{len(answer.content) / 1e3:>7.0f} kB"
                 print(f"{name:22}{sizes}{1e3 * seconds:>8.2f}{tokens / seconds:>16,.0f}")
-            kept, seconds = compressed(ask(potentials, ARROW, ARROW).content)
-            print(f"\nzstd would keep {kept:.0%} of the Arrow answer, for {1e3 * seconds:.2f} ms more")
         finally:
             server.kill()
             other.kill()

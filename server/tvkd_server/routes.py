@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from tvkd_server.keys import Client, Keys
 from tvkd_server.media_types import ARROW, JSON, codec_of_answer, codec_of_request
@@ -71,6 +72,15 @@ def _schema(model: type[BaseModel]) -> Any:
     return _inlined(schema, schema.get("$defs", {}))
 
 
+async def _body(request: Request) -> bytes:
+    """The body, which is refused before it is read if it is compressed: its size after reading has no bound."""
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        detail = f"Content-Encoding is `{coding}`; send the body as it is, without this header"
+        raise HTTPException(415, detail, {"Accept-Encoding": "identity"})
+    return await request.body()
+
+
 _SMALL_BODY = 128 << 10
 _STREAM = {"schema": {"type": "string", "format": "binary", "description": "Arrow IPC stream, see docs/server.md"}}
 _REQUEST = {"content": {JSON: {"schema": _schema(PotentialsRequest)}, ARROW: _STREAM}, "required": True}
@@ -79,12 +89,12 @@ _REQUEST = {"content": {JSON: {"schema": _schema(PotentialsRequest)}, ARROW: _ST
 @v1.post(
     "/potentials",
     response_class=Response,
-    responses={200: {"model": answer_model(), "content": {ARROW: _STREAM}}, 400: PROBLEM},
+    responses={200: {"model": answer_model(), "content": {ARROW: _STREAM}}, 400: PROBLEM, 415: PROBLEM},
     openapi_extra={"requestBody": _REQUEST},
 )
 async def potentials(request: Request, service: Ready, client: Annotated[Client, Depends(asking_client)]) -> Response:
     """Values of each completion after each prompt: from the store, else from the teacher and then stored."""
-    body = await request.body()
+    body = await _body(request)
     reading = codec_of_request(request.headers.get("content-type", ""))
     writing = codec_of_answer(request.headers.get("accept", ""))
     question: PotentialsRequest = await _convert(request, "decode", reading.decode_request, body, len(body))
@@ -101,12 +111,12 @@ async def potentials(request: Request, service: Ready, client: Annotated[Client,
 @v1.post(
     "/shaping",
     response_class=Response,
-    responses={200: {"model": PairAnswer}, 400: PROBLEM},
+    responses={200: {"model": PairAnswer}, 400: PROBLEM, 415: PROBLEM},
     openapi_extra={"requestBody": {"content": {JSON: {"schema": _schema(PairRequest)}}, "required": True}},
 )
 async def shaping(request: Request, service: Ready, client: Annotated[Client, Depends(asking_client)]) -> Response:
     """One pair, token by token: values, ψ by any choice of shaping, and the margin. The page at `/` draws this."""
-    body = await request.body()
+    body = await _body(request)
     if codec_of_request(request.headers.get("content-type", "")) is not json_codec:
         raise InvalidRequest(f"Content-Type is {ARROW}; send `{JSON}`, since a pair is text")
     question = await _convert(request, "decode", partial(json_codec.decode, PairRequest), body, len(body))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from raw_http import connect
 from tvkd_server.media_types import ARROW, JSON, codec_of_answer
 from tvkd_shared.arrow_codec import decode_answer, encode_request
 from tvkd_shared.record import column_names
@@ -88,6 +89,23 @@ def test_an_answer_that_nobody_offers_is_refused(server, accept):
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "", "arrow"])
 def test_a_request_of_another_type_is_told_what_to_send(server, content_type):
     assert ARROW in one_line(post(server, JSON, content_type, content=b"{}"))
+
+
+@pytest.mark.parametrize("coding", ["zstd", "gzip", "identity, br", "x"])
+@pytest.mark.parametrize("path", ["potentials", "shaping"])
+def test_a_compressed_body_is_refused_before_it_is_read(server, path, coding):
+    head = f"POST /v1/{path} HTTP/1.1\r\nHost: tvkd\r\nContent-Type: {JSON}\r\nContent-Encoding: {coding}\r\n"
+    with connect(server, head.encode() + b"Content-Length: 1000\r\n\r\n") as connection:
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(1 << 16)
+    assert answer.startswith(b"HTTP/1.1 415") and b"accept-encoding: identity" in answer
+    assert f"Content-Encoding is `{coding}`; send the body as it is".encode() in answer
+
+
+def test_a_body_that_says_it_is_not_compressed_is_read(server):
+    headers = {"content-encoding": "Identity", "content-type": JSON}
+    assert httpx.post(f"{server.url}/v1/potentials", json=AS_JSON, headers=headers).status_code == 200
 
 
 def test_text_is_answered_the_same_as_json_and_as_arrow(server):
