@@ -7,6 +7,7 @@ import importlib
 from typing import Any
 
 _MODULES = {
+    "AsyncTeacherClient": "tvkd_client.async_http",
     "Columns": "tvkd_client.dataset",
     "ServerSource": "tvkd_client.source",
     "Shaping": "tvkd_shared.shaping",

@@ -1,15 +1,11 @@
-"""Items in requests of a bounded size, and a bounded number of requests under way."""
+"""Items in requests of a bounded size."""
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 from tvkd_shared.wire import TextItem, TokenItem
 
-Batch = TypeVar("Batch")
-Result = TypeVar("Result")
 AnyItem = TypeVar("AnyItem", TokenItem, TextItem)
 
 
@@ -52,25 +48,3 @@ def split(items: Iterable[AnyItem], tokens: int) -> Iterator[tuple[int, list[Any
         held += size
     if batch:
         yield first, batch
-
-
-def in_order(
-    function: Callable[[Batch], Result], batches: Iterable[Batch], in_flight: int
-) -> Generator[Result, None, None]:
-    """`function` of each batch, in order, `in_flight` at once; batches are drawn as they are needed.
-
-    An error, or an interrupt, drops the batches not begun and returns without those under way. Python waits for their
-    threads when the process ends, so `function` has to end soon once its caller has gone.
-    """
-    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="tvkd")
-    waiting: deque[Future[Result]] = deque()
-    try:
-        for batch in batches:
-            # Twice as many submitted as run: one slow batch at the head does not leave the others idle.
-            if len(waiting) == 2 * in_flight:
-                yield waiting.popleft().result()
-            waiting.append(pool.submit(function, batch))
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,52 +1,32 @@
-"""Client of a tvkd server: asks, retries what passes, and checks every answer before it becomes a value."""
+"""Client of a tvkd server for programs without an event loop, and for threads."""
 
-import logging
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from threading import Event
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypedDict, Unpack
 
 import httpx
-from pydantic import BaseModel, ValidationError
-from tenacity import RetryCallState
 
-from tvkd_client.answer import as_arrays, checked_items, tokenized
-from tvkd_client.batches import AnyItem, FillCount, in_order, split, tokens_of
-from tvkd_client.retry import answered_error, retrying, untrusted_certificate
-from tvkd_shared import arrow_codec, json_codec
-from tvkd_shared.errors import (
-    InvalidRequest,
-    Overloaded,
-    TeacherMismatch,
-    TeacherUnavailable,
-    WrongAnswer,
-)
-from tvkd_shared.key import VALUE_DEFINITION
+from tvkd_client.async_http import AsyncTeacherClient
+from tvkd_client.batches import FillCount
+from tvkd_client.network import Threads, run
 from tvkd_shared.record import Record
 from tvkd_shared.text import TokenizedItem
-from tvkd_shared.wire import (
-    ItemAnswer,
-    RequestOptions,
-    StoreInfo,
-    TeacherInfo,
-    TextItem,
-    TokenItem,
-    Vocabulary,
-    first_mistake,
-)
+from tvkd_shared.wire import ItemAnswer, StoreInfo, TeacherInfo, TextItem, TokenItem
 
-logger = logging.getLogger(__name__)
 
-Model = TypeVar("Model", bound=BaseModel)
+class ClientSettings(TypedDict, total=False):
+    """What may be given to a client beside the URL; `AsyncTeacherClient` has the defaults."""
 
-REQUEST_TOKENS = 8192
-"""Tokens in one request: some seconds of a large teacher, so that progress shows and a lost request costs little."""
+    api_key: str | None
+    timeout: float
+    teacher_id: str | None
+    request_tokens: int
+    in_flight: int
+    patience: float
+    transport: httpx.BaseTransport | None
 
 
 class TeacherClient:
-    """Client of one server and one teacher.
+    """Client of one server and one teacher: `AsyncTeacherClient`, blocking.
 
     Connections open at the first request of each process, so that a client can be pickled and forked; several threads
     may use one. The first answer's teacher, or `teacher_id`, is the only one accepted from then on.
@@ -61,76 +41,33 @@ class TeacherClient:
     Raises InvalidRequest when the URL is not one.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        timeout: float = 600.0,
-        teacher_id: str | None = None,
-        request_tokens: int = REQUEST_TOKENS,
-        in_flight: int = 4,
-        patience: float = 120.0,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        if not re.match(r"https?://[^/]", url):
-            raise InvalidRequest(f"server {url!r} is not a URL such as http://127.0.0.1:8077")
-        self.url = url.rstrip("/")
-        self.teacher_id = teacher_id
-        self.request_tokens = request_tokens
-        self.in_flight = in_flight
-        self._api_key = os.environ.get("TVKD_API_KEY") if api_key is None else api_key
-        self._timeout = timeout
-        self._patience = patience
-        self._transport = transport
-        self._opened: dict[int, httpx.Client] = {}
-        self._under_way: set[Event] = set()
+    def __init__(self, url: str, **settings: Unpack[ClientSettings]) -> None:
+        self._client = AsyncTeacherClient(url, **settings, network=Threads)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": {}, "_under_way": set()}
+    @property
+    def url(self) -> str:
+        return self._client.url
 
-    def __del__(self) -> None:
-        # A thread that still waits for an answer holds the client, so no request is cut off.
-        for process, opened in getattr(self, "_opened", {}).items():
-            if process == os.getpid():
-                opened.close()
+    @property
+    def teacher_id(self) -> str | None:
+        """The only teacher that is accepted; None before the first answer, if none was named."""
+        return self._client.teacher_id
 
     def stop(self) -> None:
         """Make calls under way in other threads give up at their next failure, or now if they wait for the next try."""
-        for given_up in tuple(self._under_way):
-            given_up.set()
-
-    @contextmanager
-    def _call(self) -> Iterator[Event]:
-        """An event that ends the waits of a call's threads: set by `stop`, and when an error or Ctrl-C ends it."""
-        given_up = Event()
-        self._under_way.add(given_up)
-        try:
-            yield given_up
-        except BaseException:
-            given_up.set()
-            raise
-        finally:
-            self._under_way.discard(given_up)
+        self._client.stop()
 
     def teacher(self) -> TeacherInfo:
         """`GET /v1/teacher`. Raises TeacherMismatch, or WrongAnswer when the server defines a value otherwise."""
-        info = self._get("/v1/teacher", TeacherInfo)
-        self._check_teacher(info.id)
-        if info.value_definition != VALUE_DEFINITION:
-            raise WrongAnswer(
-                f"{self.url} computes value definition {info.value_definition}, this client reads {VALUE_DEFINITION}: "
-                "install the same tvkd on both sides"
-            )
-        return info
+        return run(self._client.teacher())
 
     def vocabulary(self) -> list[str | None]:
         """`GET /v1/vocabulary`: the token of each id of the teacher's tokenizer."""
-        return self._get("/v1/vocabulary", Vocabulary).tokens
+        return run(self._client.vocabulary())
 
     def store(self) -> StoreInfo:
         """`GET /v1/store`."""
-        return self._get("/v1/store", StoreInfo)
+        return run(self._client.store())
 
     def potentials(
         self,
@@ -144,8 +81,7 @@ class TeacherClient:
         Raises the errors of `tvkd_shared.errors`: those that the server answers, TeacherUnavailable when it cannot be
         reached, WrongAnswer when an answer does not fit its request.
         """
-        answers = self._answers(items, self._options(temperatures, cache=cache, entropy=True))
-        return [[row.record for row in item.completions if row.record is not None] for item in answers]
+        return run(self._client.potentials(items, temperatures=temperatures, cache=cache))
 
     def text_potentials(
         self,
@@ -158,22 +94,11 @@ class TeacherClient:
 
         The teacher's own tokenizer and chat template are used. Raises as `potentials` does.
         """
-        return self._answers(items, self._options(temperatures, cache=cache, entropy=True))
+        return run(self._client.text_potentials(items, temperatures=temperatures, cache=cache))
 
     def tokenize(self, items: Sequence[TextItem]) -> list[TokenizedItem]:
         """The teacher's tokens of text and their ends. Nothing is computed. Raises as `potentials` does."""
-        return [tokenized(item) for item in self._answers(items, self._options((1.0,), return_="tokens"))]
-
-    def _answers(self, items: Sequence[AnyItem], options: RequestOptions) -> list[ItemAnswer]:
-        with self._call() as given_up:
-
-            def request(batch: tuple[int, list[AnyItem]]) -> list[ItemAnswer]:
-                return self._potentials(*batch, options, given_up)
-
-            batches = list(split(items, self.request_tokens))
-            if len(batches) == 1:
-                return request(batches[0])
-            return [answer for part in in_order(request, batches, self.in_flight) for answer in part]
+        return run(self._client.tokenize(items))
 
     def fill(
         self,
@@ -183,118 +108,7 @@ class TeacherClient:
     ) -> int:
         """Have the values computed and stored, without receiving them. Returns how many were not stored before.
 
-        `progress` is called in this thread after each answered request, in order. Items are drawn as they are sent.
+        `progress` is called in this thread after each answered request. Items are drawn as they are sent.
         Raises as `potentials` does.
         """
-        options = self._options(temperatures, return_="digests")
-        computed = 0
-        with self._call() as given_up:
-
-            def request(batch: tuple[int, list[TokenItem]]) -> FillCount:
-                first, part = batch
-                rows = [row for item in self._potentials(first, part, options, given_up) for row in item.completions]
-                return FillCount(len(rows), sum(map(tokens_of, part)), sum(not row.cached for row in rows))
-
-            for count in in_order(request, split(items, self.request_tokens), self.in_flight):
-                computed += count.computed
-                if progress is not None:
-                    progress(count)
-        return computed
-
-    def _options(self, temperatures: Sequence[float], **options: Any) -> RequestOptions:
-        try:
-            return RequestOptions(temperatures=list(dict.fromkeys((1.0, *map(float, temperatures)))), **options)
-        except ValidationError as error:
-            raise InvalidRequest(first_mistake(error.errors())) from error
-
-    def _potentials(
-        self, first: int, items: Sequence[TokenItem | TextItem], options: RequestOptions, given_up: Event
-    ) -> list[ItemAnswer]:
-        """One request and its checked answer. `first` is the index of items[0] in the caller's list."""
-        options = options.model_copy(update={"teacher_id": self.teacher_id})
-        if texts := [item for item in items if isinstance(item, TextItem)]:
-            media, body = json_codec.MEDIA_TYPE, json_codec.encode_request(options, texts)
-        else:
-            items = arrays = [as_arrays(item, i) for i, item in enumerate(items, first) if isinstance(item, TokenItem)]
-            media, body = arrow_codec.MEDIA_TYPE, arrow_codec.encode_request(options, arrays)
-        response = self._send("POST", "/v1/potentials", given_up, body, media)
-        try:
-            answer = arrow_codec.decode_answer(response.content, options.columns())
-        except ValueError as error:
-            raise WrongAnswer(f"{self.url}/v1/potentials sent a wrong answer: {error}; is it a tvkd server?") from error
-        self._check_teacher(answer.teacher_id)
-        if answer.temperatures != options.temperatures:
-            raise WrongAnswer(
-                f"{self.url}: temperatures {answer.temperatures} came, {options.temperatures} were asked for"
-            )
-        return checked_items(answer, items, self.url, first)
-
-    def _check_teacher(self, answering: str) -> None:
-        if self.teacher_id is None:
-            self.teacher_id = answering
-        elif self.teacher_id != answering:
-            raise TeacherMismatch(f"{self.url} answers with teacher {answering}; {self.teacher_id} was asked for")
-
-    def _get(self, path: str, model: type[Model]) -> Model:
-        with self._call() as given_up:
-            response = self._send("GET", path, given_up)
-        try:
-            return model.model_validate_json(response.content)
-        except ValidationError as error:
-            raise WrongAnswer(
-                f"{self.url}{path} sent something other than {model.__name__}: {first_mistake(error.errors())}; "
-                "is it a tvkd server?"
-            ) from error
-
-    def _send(
-        self, method: str, path: str, given_up: Event, body: bytes | None = None, media: str | None = None
-    ) -> httpx.Response:
-        headers = {"Content-Type": media, "Accept": arrow_codec.MEDIA_TYPE} if media else {}
-        attempts = retrying(self._patience, given_up, self._log_retry)
-        try:
-            return attempts(self._send_once, method, path, given_up, body, headers)
-        except httpx.TimeoutException as error:
-            raise TeacherUnavailable(
-                f"{self.url} did not answer within {self._timeout:g} s: ask for less at once, or wait longer"
-            ) from error
-        except httpx.RequestError as error:
-            if untrusted := untrusted_certificate(error):
-                raise InvalidRequest(
-                    f"{self.url} has a certificate that is not trusted: {untrusted}; if a private authority made it, "
-                    "or the server itself, set SSL_CERT_FILE to the authority's PEM file"
-                ) from error
-            cause = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
-            raise TeacherUnavailable(f"cannot reach {self.url}: {cause}; is `tvkd serve` running there?") from error
-
-    def _send_once(
-        self, method: str, path: str, given_up: Event, body: bytes | None, headers: dict[str, str]
-    ) -> httpx.Response:
-        if given_up.is_set():
-            raise TeacherUnavailable(f"{self.url} was not asked: the call was given up")
-        response = self._connections().request(method, self.url + path, content=body, headers=headers)
-        if response.status_code != httpx.codes.OK:
-            raise answered_error(response)
-        return response
-
-    def _connections(self) -> httpx.Client:
-        """This process's connections. After a fork the parent's are left alone: its sockets belong to the parent."""
-        connections = self._opened.get(os.getpid())
-        if connections is not None:
-            return connections
-        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
-        try:
-            new = httpx.Client(
-                headers=headers, timeout=httpx.Timeout(self._timeout, connect=10, pool=None), transport=self._transport
-            )
-        except OSError as error:  # a file that is missing, or is no PEM file
-            raise InvalidRequest(
-                f"SSL_CERT_FILE {os.environ.get('SSL_CERT_FILE')} cannot be used: {error}; give a PEM file, or unset it"
-            ) from error
-        # setdefault is atomic: of two threads that come here at once, one client is kept and the other never connects.
-        return self._opened.setdefault(os.getpid(), new)
-
-    def _log_retry(self, state: RetryCallState) -> None:
-        error = state.outcome and state.outcome.exception()
-        # Back-pressure is the server's normal way of saying "later"; an unreachable server is news, once.
-        level = logging.DEBUG if isinstance(error, Overloaded) or state.attempt_number > 1 else logging.WARNING
-        logger.log(level, "%s: %s; trying again for up to %g s", self.url, error, self._patience)
+        return run(self._client.fill(items, temperatures, progress))

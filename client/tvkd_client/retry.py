@@ -1,19 +1,11 @@
 """When to ask again: which failures pass, how long to wait, and what an error answer says."""
 
 import ssl
-from collections.abc import Callable
-from threading import Event
+from collections.abc import Awaitable, Callable
 
 import httpx
 from pydantic import ValidationError
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    sleep_using_event,
-    wait_exponential,
-    wait_random,
-)
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential, wait_random
 
 from tvkd_shared.errors import (
     BY_CODE,
@@ -48,16 +40,18 @@ _backoff = wait_exponential(multiplier=0.5, max=15) + wait_random(0, 0.5)
 _spread = wait_random(0, 0.5)
 
 
-def retrying(patience: float, left: Event, before_sleep: Callable[[RetryCallState], None]) -> Retrying:
+def retrying(
+    patience: float, sleep: Callable[[float], Awaitable[None]], before_sleep: Callable[[RetryCallState], None]
+) -> AsyncRetrying:
     """Repeats a call whose failure may pass, until `patience` seconds after the first one, then raises the last.
 
-    `left` ends a wait at once; the call is then made once more, and has to look at `left` itself.
+    When `sleep` ends early, the call is made once more, and has to see itself whether it was given up.
     """
-    return Retrying(
+    return AsyncRetrying(
         retry=retry_if_exception(_passes),
         wait=_wait,
         stop=_patience(patience),
-        sleep=sleep_using_event(left),
+        sleep=sleep,
         before_sleep=before_sleep,
         reraise=True,
     )

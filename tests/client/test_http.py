@@ -14,7 +14,7 @@ from arrow_answers import ITEM, answer, client_of, doctored, read
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvkd_client.batches import in_order, split
+from tvkd_client.batches import split
 from tvkd_client.http import TeacherClient
 from tvkd_shared.errors import (
     InvalidRequest,
@@ -127,10 +127,15 @@ def test_many_requests_come_back_in_order():
 
 def test_batches_are_drawn_only_as_they_are_needed():
     drawn = []
-    results = in_order(lambda x: x, (drawn.append(i) or i for i in range(1000)), 2)
-    assert next(results) == 0
+    counts = client_of(answer, request_tokens=2, in_flight=2)
+    items = (drawn.append(i) or TokenItem([i], [[i]]) for i in range(1000))
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        counts.fill(items, progress=stop)
     assert len(drawn) <= 5
-    results.close()
 
 
 @pytest.mark.parametrize(
@@ -192,16 +197,17 @@ def test_one_client_serves_threads_and_a_pickle(server):
 def test_a_forked_process_opens_connections_of_its_own(server):
     client = TeacherClient(server.url)
     assert length_of_answer(client, 1) == 1
-    inherited = client._connections()
+    connections = client._client._network.connections
+    inherited = connections()
 
     def ask() -> None:
-        sys.exit(length_of_answer(client, 2) != 2 or client._connections() is inherited)
+        sys.exit(length_of_answer(client, 2) != 2 or connections() is inherited)
 
     child = multiprocessing.get_context("fork").Process(target=ask)
     child.start()
     child.join()
     assert child.exitcode == 0
-    assert length_of_answer(client, 1) == 1 and client._connections() is inherited
+    assert length_of_answer(client, 1) == 1 and connections() is inherited
 
 
 def length_of_answer(client: TeacherClient, length: int) -> int:
