@@ -118,7 +118,8 @@ def reset_peak() -> float:
     """Memory now, in MB, from which the peak is counted."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    Path("/proc/self/clear_refs").write_text("5")
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
     return peak()
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 
 from tvkd_server.teachers.teacher import Question
 
-BUDGET, CACHE_GIB = 1024, 1
-"""Tokens in a step of the engine, and its key-value cache: the same for all."""
+CACHE_GIB = 1
+"""The key-value cache on a CPU, the same for all; on a GPU it is what vLLM takes."""
 
 
 @dataclass
@@ -58,6 +60,8 @@ class Server:
         return [Path(f"/proc/{pid}") for pid in family if Path(f"/proc/{pid}").exists()]  # `ps` itself has ended
 
     def _reset_peak(self) -> None:
+        if torch.cuda.is_available():  # where the peak is not in the processes' memory
+            return
         for process in self._processes():
             (process / "clear_refs").write_text("5")
 
@@ -83,9 +87,8 @@ def logprob_bodies(questions: list[Question], k: int) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def ours(model: Path, longest: int) -> Iterator[Server]:
-    command = [sys.executable, "-m", "tvkd.cli", "serve", "--engine", "vllm", "--model", str(model)]
-    command += ["--max-num-batched-tokens", str(BUDGET), "--max-model-len", str(longest), "--dtype", "float32"]
+def ours(options: Namespace) -> Iterator[Server]:
+    command = [sys.executable, "-m", "tvkd.cli", "serve", "--engine", "vllm", *_common(options)]
     command += ["--engine-args", '{"enforce_eager": true}']
     with (
         tempfile.TemporaryDirectory() as store,
@@ -95,13 +98,19 @@ def ours(model: Path, longest: int) -> Iterator[Server]:
 
 
 @contextmanager
-def openai(model: Path, longest: int) -> Iterator[Server]:
+def openai(options: Namespace) -> Iterator[Server]:
     """vLLM's own server."""
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    command += ["--max-num-batched-tokens", str(BUDGET), "--max-model-len", str(longest)]
-    command += ["--dtype", "float32", "--enforce-eager", "--served-model-name", "m", "--max-logprobs", "20"]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *_common(options)]
+    command += ["--enforce-eager", "--served-model-name", "m", "--max-logprobs", "20"]
     with _running(command, "/health") as server:
         yield server
+
+
+def _common(options: Namespace) -> list[str]:
+    return [
+        "--model", str(options.model), "--dtype", options.dtype, "--max-model-len", str(options.longest),
+        "--max-num-batched-tokens", str(options.budget),
+    ]  # fmt: skip
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Values under vLLM beside vLLM's own prompt log-probs and transformers' full logits, in one run on one machine.
 
     python benchmarks/vllm_values.py [--model DIR] [--pairs 12] [--lengths 256 1024 4096]
+    python benchmarks/vllm_values.py --model DIR --pairs 400 --dtype bfloat16 --device cuda --budget 8192 --lengths
 
-Without --model it is a random one of 32,000 words.
+The second line is for a GPU. Without --model it is a random one of 32,000 words.
 
 ours             `tvkd serve --engine vllm`, /v1/potentials, cache: skip; V_1, entropy, action logit of each state
 prompt_logprobs  vLLM's OpenAI server, /v1/completions, at 1 and 20: normalised, so no value can be computed
@@ -34,7 +35,7 @@ from vllm_servers import CACHE_GIB, Server, logprob_bodies, openai, ours, ours_b
 from tvkd_server.teachers.teacher import Question
 
 Bodies = Callable[[list[Question]], list[dict[str, Any]]]
-BY_VLLM: dict[str, tuple[Callable[[Path, int], AbstractContextManager[Server]], Bodies]] = {
+BY_VLLM: dict[str, tuple[Callable[[Namespace], AbstractContextManager[Server]], Bodies]] = {
     "ours": (ours, ours_bodies),
     "prompt_logprobs 1": (openai, lambda questions: logprob_bodies(questions, 1)),
     "prompt_logprobs 20": (openai, lambda questions: logprob_bodies(questions, 20)),
@@ -63,7 +64,7 @@ def speeds(questions: list[Question], options: Namespace) -> None:
     print(f"{'':20}{'tokens/s':>10}{'bytes/token':>13}{'whole peak MB':>15}{'ours is':>10}")
     base = 0.0
     for way, (start, bodies) in BY_VLLM.items():
-        with start(options.model, options.longest) as server:
+        with start(options) as server:
             server.warm_up(bodies(questions))
             seconds, size, peak = min(server.ask_all(bodies(questions)) for _ in range(options.repeats))
         base = base or seconds
@@ -84,7 +85,7 @@ def growth(vocabulary: int, options: Namespace) -> None:
     print(f"At rest, weights are {weights:.0f} MB, and vLLM's key-value cache is {CACHE_GIB * 2**30 / 1e6:.0f} MB")
     print(f"{'':20}{'resting':>10}" + "".join(f"{length:>10,}" for length in options.lengths))
     for way, (start, bodies) in BY_VLLM.items():
-        with start(options.model, options.longest) as server:
+        with start(options) as server:
             server.warm_up(bodies(one_pair(16, vocabulary)))
             peaks = [server.ask_all(bodies(one_pair(length, vocabulary)))[2] for length in options.lengths]
         numbers = [server.resting, *(peak - server.resting for peak in peaks)]
@@ -99,17 +100,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096])
-    parser.set_defaults(max_batch_tokens=4096, repeats=3, threads=os.cpu_count(), dtype="float32", device="cpu")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[256, 1024, 4096], help="none: speed alone")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu", help="transformers' ways; vLLM takes a GPU where there is one")
+    parser.add_argument("--budget", type=int, default=1024, help="tokens in a step of vLLM's engine")
+    parser.set_defaults(max_batch_tokens=4096, repeats=3, threads=os.cpu_count())
     options = parser.parse_args()
-    options.longest = max(512, *options.lengths) + 64
+    options.longest = max([512, *options.lengths]) + 64
     with tempfile.TemporaryDirectory() as folder:
         name = options.model.name if options.model else "random"
         options.model = options.model or random_model(Path(folder))
         vocabulary = AutoConfig.from_pretrained(options.model).get_text_config().vocab_size
         print(f"{name}, {vocabulary:,} words; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
         speeds(pairs(options.pairs, vocabulary), options)
-        growth(vocabulary, options)
+        if options.lengths:
+            growth(vocabulary, options)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def test_the_students_see_the_first_pairs_of_the_training_split_and_never_one_he
 
 def test_its_file_is_a_study_of_every_objective_with_dpo_and_controls(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    study = Study(write_study(100, quick=False))
+    study = Study(write_study(100, "mild", quick=False))
     own = ["tvkd", "token", "token, centred", "soft-label"]
     assert [arm.name for arm in study.arms if not arm.control] == ["DPO", *own]
     assert {arm.control for arm in study.arms} == {None, "shuffled", "length"}
