@@ -56,10 +56,10 @@ class VLLMTeacher(Teacher):
     def _check(self, checkpoint: Checkpoint, settings: ServeSettings) -> None:
         lengths = [2 * self._engine.block + 3, *(bound + 9 for bound in checkpoint.attention_bounds())]
         questions = probes(self, lengths, on_cpu=private.ON_CPU)
+        # A copy, because new settings would read flags of vLLM's from the environment, and refuse them.
+        reference = settings.model_copy(update={"engine": "transformers", "device": "cpu", "dtype": "float32"})
         try:
-            check_values(
-                self, questions, checkpoint, ServeSettings(model=settings.model, device="cpu", dtype="float32")
-            )
+            check_values(self, questions, checkpoint, reference)
         except BaseException:
             asyncio.run(self.close())
             raise
