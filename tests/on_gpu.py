@@ -7,6 +7,7 @@ transformers' plain full logits in that dtype on the same GPU stand beside ours.
 """
 
 import argparse
+import asyncio
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from small_models import ARCHITECTURES, Asked, Expected, ask, save
+from small_models import ARCHITECTURES, Asked, Expected, save, score_all
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.loading import load_teacher
 from tvkd_shared.errors import TVKDError
+from tvkd_shared.record import Record
 
 SHORT = ((5, (7, 1)), (30, (40, 3)), (1, (2,)), (50, (20,)), (9, (9,))) * 2
 LONG = (*SHORT, (300, (150, 80)), (20, (600,)), (700, (5, 5)))
@@ -33,7 +35,11 @@ def questions(vocabulary: int, lengths: Sequence[tuple[int, Sequence[int]]]) -> 
 
 def full_logits(directory: Path, asked: Sequence[Asked], device: str, dtype: str) -> Iterator[Expected]:
     """Of each sequence alone, under transformers: no cache, no padding."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device).eval()
+    config = AutoConfig.from_pretrained(directory).get_text_config()
+    # transformers' other ways of attention drop the cap that Gemma 2 puts on its logits.
+    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention)
+    model.to(device).eval()
     for prompt, completions, _ in asked:
         for completion in completions:
             with torch.no_grad():
@@ -50,9 +56,16 @@ def errors_of(directory: Path, options: argparse.Namespace, lengths: Sequence[tu
     on_gpu = {} if options.engine == "vllm" else {"device": "cuda"}
     settings = ServeSettings(model=str(directory), engine=options.engine, dtype=options.dtype, **on_gpu)
     try:
-        answers = ask(load_teacher(settings), *asked)
+        teacher = load_teacher(settings)
     except TVKDError as error:
         return f"refused: {error}"
+
+    async def ask_and_close() -> list[list[Record]]:
+        answers = await score_all(teacher, asked)
+        await teacher.close()
+        return answers
+
+    answers = asyncio.run(ask_and_close())
     records = [record for of_question in answers for record in of_question]
     own = np.concatenate([np.concatenate([r.value(1.0), r.action_logits, r.entropies]) for r in records])
     exact, plain = (
