@@ -150,3 +150,8 @@ class ServeSettings(Command, cli_prog_name="tvkd serve"):
         if not token or not token.isascii() or not token.isprintable():
             raise InvalidRequest("the API key is empty or not plain ASCII; leave it out to serve without one")
         return token
+
+
+def reference_settings(model: str) -> ServeSettings:
+    """transformers in float32 on the CPU, to compare with: not what the environment says of the engine that serves."""
+    return ServeSettings.model_construct(model=model, device="cpu", dtype="float32")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from small_models import load, save
-from tvkd_server.settings import ServeSettings
+from tvkd_server.settings import ServeSettings, reference_settings
 from tvkd_server.teachers import start_check
 from tvkd_server.teachers.checkpoint import Checkpoint
 from tvkd_server.teachers.start_check import check_values, probes
@@ -88,3 +88,14 @@ def test_the_lengths_where_attention_changes_are_read_from_the_config(tmp_path):
     directory = save("mistral", tmp_path / "mistral", sliding_window=8)
     assert Checkpoint.find(directory).attention_bounds() == [8]
     assert Checkpoint.find(save("phi3", tmp_path / "phi3")).attention_bounds() == [24]
+
+
+def test_the_teacher_to_compare_with_takes_nothing_from_the_variables_of_the_one_that_serves(monkeypatch):
+    for name, value in {"ENGINE": "vllm", "GPU_MEMORY_UTILIZATION": "0.5", "DTYPE": "bfloat16"}.items():
+        monkeypatch.setenv(f"TVKD_{name}", value)
+    settings = reference_settings("some-model")
+    assert (settings.model, settings.engine, settings.device) == ("some-model", "transformers", "cpu")
+    assert (settings.dtype, settings.max_batch_tokens) == (
+        "float32",
+        ServeSettings.model_fields["max_batch_tokens"].default,
+    )

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 
 from tvkd_client.preference_tokens import load_tokenizer, tokenize_preferences
-from tvkd_server.settings import ServeSettings
+from tvkd_server.settings import reference_settings
 from tvkd_server.teachers.checkpoint import Checkpoint
 from tvkd_server.teachers.teacher import Teacher
 from tvkd_server.teachers.transformers_teacher import TransformersTeacher
@@ -45,7 +45,7 @@ def rescore(
     """
     teacher = _teacher(store, model)
     sample = _sample(store, _questions(pairs, tokenizer, teacher), sequences, seed)
-    again = TransformersTeacher.load(ServeSettings(model=model, dtype="float32", device="cpu"))
+    again = TransformersTeacher.load(reference_settings(model))
     errors = asyncio.run(_errors(again, store, progress(sample)))
     certificate = Certificate(
         teacher=teacher,

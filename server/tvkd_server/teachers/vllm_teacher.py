@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tvkd_server.settings import ServeSettings
+from tvkd_server.settings import ServeSettings, reference_settings
 from tvkd_server.teachers.checkpoint import Checkpoint
 from tvkd_server.teachers.start_check import check_values, probes
 from tvkd_server.teachers.teacher import Question, Teacher
@@ -39,6 +39,9 @@ class VLLMTeacher(Teacher):
         if not private.has_value_model(architecture):
             raise InvalidRequest(f"vLLM {private.VERSION} has no {architecture}; serve it with --engine transformers")
         os.environ[plugin.SERVER] = str(os.getpid())
+        if dtype == "float32":
+            # Triton multiplies float32 matrices as TF32 otherwise, whose 10 bits move a value by up to 0.02.
+            os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
         self._failures = FailureFile()
         try:
             self._engine = private.Engine(checkpoint.directory, architecture, dtype, settings)
@@ -56,10 +59,8 @@ class VLLMTeacher(Teacher):
     def _check(self, checkpoint: Checkpoint, settings: ServeSettings) -> None:
         lengths = [2 * self._engine.block + 3, *(bound + 9 for bound in checkpoint.attention_bounds())]
         questions = probes(self, lengths, on_cpu=private.ON_CPU)
-        # A copy, because new settings would read flags of vLLM's from the environment, and refuse them.
-        reference = settings.model_copy(update={"engine": "transformers", "device": "cpu", "dtype": "float32"})
         try:
-            check_values(self, questions, checkpoint, reference)
+            check_values(self, questions, checkpoint, reference_settings(settings.model))
         except BaseException:
             asyncio.run(self.close())
             raise
