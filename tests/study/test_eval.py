@@ -13,7 +13,8 @@ from tvkd.evaluation.log_probs import log_probs
 from tvkd.evaluation.outcome import HeldOut, measure, rewards_of
 from tvkd.evaluation.sampling import sample
 from tvkd_client.preference_tokens import tokenize_preferences
-from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.errors import InvalidRequest, NotCached
+from tvkd_shared.record import Record
 
 CHANCE = np.random.default_rng(0)
 
@@ -88,6 +89,35 @@ def test_the_reference_against_itself_is_no_different(models, student):
     ).means()
     assert (found["reward_accuracy"], found["reward_margin"], found["kl"]) == (0, 0, 0)
     assert found["dpo_loss"] == pytest.approx(np.log(2))
+
+
+def test_a_store_of_the_references_log_probs_stands_for_its_pass_where_it_has_all_of_them(models, student):
+    _, model, reference = models
+
+    class Stored:
+        """As a store that has one completion of the reference, or all of them."""
+
+        def __init__(self, most: float) -> None:
+            self.most = most
+
+        def fetch(self, prompts, completions) -> list[Record]:
+            if len(completions) > self.most:
+                raise NotCached("some are missing")
+            return [
+                scored(plain_log_prob(reference, *row), len(row[1])) for row in zip(prompts, completions, strict=True)
+            ]
+
+    def scored(log_prob: float, T: int) -> Record:
+        zeros = np.zeros(T + 1, np.float32)
+        return Record.of({1.0: zeros}, np.full(T, log_prob / T, np.float32), zeros)
+
+    def margins(before, stored) -> list[float]:
+        tokenizer, rows = AutoTokenizer.from_pretrained(student), Dataset.from_list(PAIRS)
+        return measure(model, before, HeldOut(rows, tokenizer, 0.5, 0, 5, 0, stored=stored)).items["reward_margin"]
+
+    computed = margins(reference, None)
+    np.testing.assert_allclose(margins(None, Stored(np.inf)), computed, atol=1e-4)
+    np.testing.assert_array_equal(margins(reference, Stored(1)), computed)
 
 
 def test_samples_follow_the_models_own_distribution_and_the_seed(models):

@@ -44,17 +44,29 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _sums(model: Any, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]) -> Float64:
+    logits_CV, ids_C, row_C = completion_logits(model, prompts, completions)
+    picked_C = logits_CV.float().log_softmax(-1).gather(1, ids_C[:, None]).squeeze(1).double()
+    sums: Float64 = torch.zeros(len(prompts), dtype=torch.float64).index_add(0, row_C.cpu(), picked_C.cpu()).numpy()
+    return sums
+
+
+def completion_logits(
+    model: Any, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each completion token of a batch: the logits that it was drawn from [C, V], its id [C], and its row [C]."""
     rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-    width = max(map(len, rows))
+    width, shortest = max(map(len, rows)), max(1, min(map(len, prompts)))
     # Rows are filled on the right, behind what is scored, so that no position moves.
     ids_NL = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
     place_L = torch.arange(width, device=model.device)
     length_N = torch.tensor([len(row) for row in rows], device=model.device)
     start_N = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     scored_NL = (place_L >= start_N[:, None]) & (place_L < length_N[:, None])
-    logits_NLV = model(input_ids=ids_NL, attention_mask=(place_L < length_N[:, None]).long()).logits
-    logits_CV = logits_NLV[:, :-1][scored_NL[:, 1:]].float()
-    picked_C = logits_CV.log_softmax(-1).gather(1, ids_NL[scored_NL][:, None]).squeeze(1).double()
-    row_C = scored_NL.nonzero()[:, 0]
-    sums: Float64 = torch.zeros(len(rows), dtype=torch.float64).index_add(0, row_C.cpu(), picked_C.cpu()).numpy()
-    return sums
+    scored_NL[:, 0] = False  # nothing says how likely a row's first token is
+    # No completion begins before the shortest prompt ends, and the head is most of a small model's work.
+    logits_NLV = model(
+        input_ids=ids_NL,
+        attention_mask=(place_L < length_N[:, None]).long(),
+        logits_to_keep=width - shortest + 1,
+    ).logits
+    return logits_NLV[:, :-1][scored_NL[:, shortest:]], ids_NL[scored_NL], scored_NL.nonzero()[:, 0]

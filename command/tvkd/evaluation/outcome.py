@@ -1,6 +1,7 @@
 """Outcomes of a student: one number for each held-out pair, and one for each completion that it writes itself."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +12,10 @@ from trl.data_utils import maybe_extract_prompt
 from tvkd.evaluation.log_probs import log_probs
 from tvkd.evaluation.sampling import sample
 from tvkd_client.preference_tokens import tokenize_preferences
+from tvkd_client.source import StoreSource
+from tvkd_shared import shaping
 from tvkd_shared.ending import Ending
-from tvkd_shared.errors import InvalidRequest
+from tvkd_shared.errors import InvalidRequest, NotCached
 from tvkd_shared.value import Float64
 
 Reward = Callable[..., Sequence[float]]
@@ -32,6 +35,7 @@ class HeldOut:
     samples         how many different prompts a completion is drawn for; 0 draws none
     max_new_tokens  where a completion without EOS is cut
     reward          a reward of a completion, as TRL's reward functions are; None where there is none
+    stored          a store with the reference's log-probs of the pairs, which saves its pass over them, or None
     """
 
     rows: Dataset
@@ -41,6 +45,7 @@ class HeldOut:
     max_new_tokens: int
     seed: int
     reward: Reward | None = None
+    stored: StoreSource | None = None
 
 
 @dataclass(slots=True)
@@ -71,7 +76,7 @@ class Outcome:
 def measure(student: Any, reference: Any, held_out: HeldOut) -> Outcome:
     """A student beside its reference. Raises InvalidRequest for a reward that does not answer for each completion."""
     tokens = tokenize_preferences(held_out.rows, held_out.tokenizer, "held out")
-    items = _of_pairs(student, reference, tokens, held_out.beta)
+    items = _of_pairs(student, reference, tokens, held_out)
     if not held_out.samples:
         return Outcome(items, [])
     prompts, ids = _prompts(held_out, tokens)
@@ -93,18 +98,26 @@ def measure(student: Any, reference: Any, held_out: HeldOut) -> Outcome:
     return Outcome(items, samples)
 
 
-def _of_pairs(student: Any, reference: Any, tokens: Dataset, beta: float) -> dict[str, Float64]:
+def _of_pairs(student: Any, reference: Any, tokens: Dataset, held_out: HeldOut) -> dict[str, Float64]:
     prompts = tokens["prompt_ids"][:]
     sides = [tokens[side][:] for side in ("chosen_ids", "rejected_ids")]
     of_student = [log_probs(student, prompts, side) for side in sides]
-    of_reference = [log_probs(reference, prompts, side) for side in sides]
-    margins = beta * ((of_student[0] - of_reference[0]) - (of_student[1] - of_reference[1]))
+    of_reference = [_of_reference(reference, held_out.stored, prompts, side) for side in sides]
+    margins = held_out.beta * ((of_student[0] - of_reference[0]) - (of_student[1] - of_reference[1]))
     return {
         "reward_accuracy": (margins > 0).astype(np.float64),
         "reward_margin": margins,
         "dpo_loss": np.logaddexp(0.0, -margins),
         "cross_entropy": -of_student[0] / np.array([len(completion) for completion in sides[0]]),
     }
+
+
+def _of_reference(model: Any, stored: StoreSource | None, prompts: list[list[int]], side: list[list[int]]) -> Float64:
+    """log π_ref of each completion: from the store where it has all of them, or else by the model itself."""
+    if stored is not None:
+        with suppress(NotCached):
+            return np.array([shaping.log_probs(record, record.length).sum() for record in stored.fetch(prompts, side)])
+    return log_probs(model, prompts, side)
 
 
 def _prompts(held_out: HeldOut, tokens: Dataset) -> tuple[list[Any], list[list[int]]]:

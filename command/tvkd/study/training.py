@@ -25,7 +25,7 @@ from tvkd_client.dataset import DataArguments, load_preferences
 from tvkd_client.preference_tokens import load_tokenizer, tokenize_preferences
 from tvkd_client.preview import scores_of
 from tvkd_client.roles import Role, open_sources
-from tvkd_client.source import ValueSource
+from tvkd_client.source import StoreSource, ValueSource
 from tvkd_client.survey import mean_advantage
 from tvkd_client.train import build, pairs_of, parse
 from tvkd_shared.dispatch import exit_code
@@ -45,6 +45,7 @@ def run(folder: Path) -> int:
     pairs = pairs_of(script, training, mixture)
     student = str(model.model_name_or_path)
     tokenizer = load_tokenizer(student)
+    stored = open_sources(training, {}).get("reference")
     sources = None
     if given["control"]:
         tokens = tokenize_preferences(pairs["train"], tokenizer)
@@ -65,6 +66,7 @@ def run(folder: Path) -> int:
         held_out.max_new_tokens,
         training.seed,
         reward,
+        stored if isinstance(stored, StoreSource) else None,
     )
     outcome = measure(trained, reference, how)
     if held_out.tasks:
