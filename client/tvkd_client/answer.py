@@ -1,15 +1,16 @@
 """The check that every answer passes before it becomes a value: that it is the answer to what was asked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tvkd_shared.arrow_stream import Part
 from tvkd_shared.errors import InvalidRequest, WrongAnswer
 from tvkd_shared.key import completion_keys, token_array
 from tvkd_shared.text import TokenizedItem
-from tvkd_shared.wire import ItemAnswer, PotentialsAnswer, TextItem, TokenItem
+from tvkd_shared.wire import CompletionAnswer, ItemAnswer, PotentialsAnswer, TextItem, TokenItem
 
 
 def as_arrays(item: TokenItem, index: int) -> TokenItem:
@@ -46,6 +47,22 @@ def checked_items(
     for index, (item, answered) in enumerate(zip(asked, items, strict=True), first):
         _check_item(answer.teacher_id, item, answered, f"{url}: items[{index}]")
     return items
+
+
+def checked_part(part: Part, asked: Mapping[int, TokenItem], url: str) -> Iterator[tuple[int, list[CompletionAnswer]]]:
+    """The index of each item in a part of an answer, and its completions. `asked` are the request's items in order.
+
+    Raises WrongAnswer, naming the place, for an item that does not fit, or is not whole.
+    """
+    end = 0
+    for index, item in asked.items():
+        start, end = end, end + len(item.completions)
+        rows = [part.completions.pop(row) for row in range(start, end) if row in part.completions]
+        if rows:
+            whole = PotentialsAnswer(part.teacher_id, part.temperatures, (), [ItemAnswer(rows)])
+            yield index, checked_items(whole, [item], url, index)[0].completions
+    if part.completions:
+        raise WrongAnswer(f"{url}: row {min(part.completions)} came; the request has {end} rows")
 
 
 def tokenized(item: ItemAnswer) -> TokenizedItem:

@@ -3,34 +3,29 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from operator import itemgetter
 from threading import Event
 from typing import Any, Literal, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
-from tenacity import RetryCallState
 
-from tvkd_client.answer import as_arrays, checked_items, tokenized
+from tvkd_client.answer import as_arrays, checked_items, checked_part, tokenized
 from tvkd_client.batches import AnyItem, FillCount, split, tokens_of
 from tvkd_client.network import Loop, Network, Tell, Threads, as_told
-from tvkd_client.retry import answered_error, retrying, untrusted_certificate
+from tvkd_client.retry import passes
+from tvkd_client.sender import Sender
 from tvkd_shared import arrow_codec, json_codec
-from tvkd_shared.errors import (
-    InvalidRequest,
-    Overloaded,
-    TeacherMismatch,
-    TeacherUnavailable,
-    WrongAnswer,
-)
+from tvkd_shared.arrow_stream import Part
+from tvkd_shared.errors import InvalidRequest, TeacherMismatch, WrongAnswer
 from tvkd_shared.key import VALUE_DEFINITION
 from tvkd_shared.record import Record
 from tvkd_shared.text import TokenizedItem
 from tvkd_shared.wire import (
     ItemAnswer,
+    PotentialsAnswer,
     RequestOptions,
     StoreInfo,
     TeacherInfo,
@@ -43,6 +38,7 @@ from tvkd_shared.wire import (
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=BaseModel)
+Streamed = tuple[int, list[Record]]
 
 REQUEST_TOKENS = 8192
 """Tokens in one request: some seconds of a large teacher, so that progress shows and a lost request costs little."""
@@ -84,18 +80,13 @@ class AsyncTeacherClient:
         self.teacher_id = teacher_id
         self.request_tokens = request_tokens
         self.in_flight = in_flight
-        self._timeout = timeout
-        self._patience = patience
-        self._under_way: set[Event] = set()
         api_key = os.environ.get("TVKD_API_KEY") if api_key is None else api_key
         self._network: Network = network(
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(timeout, connect=10, pool=None),
             transport=transport,
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_under_way": set()}
+        self._sender = Sender(self.url, self._network, timeout, patience)
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,21 +100,7 @@ class AsyncTeacherClient:
 
     def stop(self) -> None:
         """Make calls under way give up at their next failure. What is awaited is better cancelled."""
-        for given_up in tuple(self._under_way):
-            given_up.set()
-
-    @contextmanager
-    def _call(self) -> Iterator[Event]:
-        """An event that ends the waits of a call's threads: set by `stop`, and when an error or Ctrl-C ends it."""
-        given_up = Event()
-        self._under_way.add(given_up)
-        try:
-            yield given_up
-        except BaseException:
-            given_up.set()
-            raise
-        finally:
-            self._under_way.discard(given_up)
+        self._sender.stop()
 
     async def teacher(self) -> TeacherInfo:
         """`GET /v1/teacher`. Raises TeacherMismatch, or WrongAnswer when the server defines a value otherwise."""
@@ -177,7 +154,7 @@ class AsyncTeacherClient:
         return [tokenized(item) for item in await self._answers(items, self._options((1.0,), return_="tokens"))]
 
     async def _answers(self, items: Sequence[AnyItem], options: RequestOptions) -> list[ItemAnswer]:
-        with self._call() as given_up:
+        with self._sender.call() as given_up:
 
             async def ask(batch: tuple[int, list[AnyItem]], tell: Tell[tuple[int, list[ItemAnswer]]]) -> None:
                 tell((batch[0], await self._potentials(*batch, options, given_up)))
@@ -188,6 +165,29 @@ class AsyncTeacherClient:
             async with aclosing(as_told(self._network, ask, batches, self.in_flight)) as answered:
                 parts = [part async for part in answered]
         return [answer for _, part in sorted(parts, key=itemgetter(0)) for answer in part]
+
+    async def stream(
+        self,
+        items: Iterable[TokenItem],
+        *,
+        temperatures: Sequence[float] = (1.0,),
+        cache: Literal["use", "only", "skip"] = "use",
+    ) -> AsyncGenerator[Streamed, None]:
+        """As `potentials`, item by item: its index and its records, as soon as the server has them, in any order.
+
+        Items are drawn as they are sent. An answer that is cut off is asked for again without what came. An error ends
+        the iteration; of one that concerns a single item, the others of its request come first. Raises as `potentials`.
+        """
+        options = self._options(temperatures, cache=cache, entropy=True, stream=True)
+        with self._sender.call() as given_up:
+
+            async def ask(batch: tuple[int, list[TokenItem]], tell: Tell[Streamed]) -> None:
+                await self._stream(*batch, options, given_up, tell)
+
+            batches = split(items, self.request_tokens)
+            async with aclosing(as_told(self._network, ask, batches, self.in_flight)) as answers:
+                async for answer in answers:
+                    yield answer
 
     async def fill(
         self,
@@ -202,7 +202,7 @@ class AsyncTeacherClient:
         """
         options = self._options(temperatures, return_="digests")
         computed = 0
-        with self._call() as given_up:
+        with self._sender.call() as given_up:
 
             async def ask(batch: tuple[int, list[TokenItem]], tell: Tell[FillCount]) -> None:
                 answers = await self._potentials(*batch, options, given_up)
@@ -233,17 +233,49 @@ class AsyncTeacherClient:
         else:
             items = arrays = [as_arrays(item, i) for i, item in enumerate(items, first) if isinstance(item, TokenItem)]
             media, body = arrow_codec.MEDIA_TYPE, arrow_codec.encode_request(options, arrays)
-        response = await self._send("POST", "/v1/potentials", given_up, body, media)
+        response = await self._sender.send("POST", "/v1/potentials", given_up, body, media)
         try:
             answer = arrow_codec.decode_answer(response.content, options.columns())
         except ValueError as error:
-            raise WrongAnswer(f"{self.url}/v1/potentials sent a wrong answer: {error}; is it a tvkd server?") from error
+            raise self._sender.wrong("/v1/potentials", error) from error
+        self._check(answer, options)
+        return checked_items(answer, items, self.url, first)
+
+    async def _stream(
+        self, first: int, items: Sequence[TokenItem], options: RequestOptions, given_up: Event, tell: Tell[Streamed]
+    ) -> None:
+        """Tell of each item once its checked answer came. After a failure that may pass, ask for what is lacking."""
+        lacking = {index: as_arrays(item, index) for index, item in enumerate(items, first)}
+
+        async def ask() -> None:
+            asked = dict(lacking)
+            guarded = options.model_copy(update={"teacher_id": self.teacher_id})
+            body = arrow_codec.encode_request(guarded, list(asked.values()))
+            try:
+                async with aclosing(self._sender.parts("/v1/potentials", given_up, body, options.columns())) as parts:
+                    async for part in parts:
+                        self._check(part, options)
+                        for index, rows in checked_part(part, asked, self.url):
+                            if lacking.pop(index, None) is None:
+                                raise WrongAnswer(f"{self.url}: items[{index}] came twice")
+                            tell((index, [row.record for row in rows if row.record is not None]))
+                if lacking:
+                    raise WrongAnswer(f"{self.url}: {len(lacking)} of {len(asked)} items did not come")
+            except Exception as error:
+                # What came is kept, and patience begins anew.
+                if len(lacking) == len(asked) or not passes(error):
+                    raise
+                logger.info("%s: %s; asking again for %d of %d items", self.url, error, len(lacking), len(asked))
+
+        while lacking:
+            await self._sender.persist(ask, given_up)
+
+    def _check(self, answer: PotentialsAnswer | Part, options: RequestOptions) -> None:
         self._check_teacher(answer.teacher_id)
         if answer.temperatures != options.temperatures:
             raise WrongAnswer(
                 f"{self.url}: temperatures {answer.temperatures} came, {options.temperatures} were asked for"
             )
-        return checked_items(answer, items, self.url, first)
 
     def _check_teacher(self, answering: str) -> None:
         if self.teacher_id is None:
@@ -252,8 +284,8 @@ class AsyncTeacherClient:
             raise TeacherMismatch(f"{self.url} answers with teacher {answering}; {self.teacher_id} was asked for")
 
     async def _get(self, path: str, model: type[Model]) -> Model:
-        with self._call() as given_up:
-            response = await self._send("GET", path, given_up)
+        with self._sender.call() as given_up:
+            response = await self._sender.send("GET", path, given_up)
         try:
             return model.model_validate_json(response.content)
         except ValidationError as error:
@@ -261,39 +293,3 @@ class AsyncTeacherClient:
                 f"{self.url}{path} sent something other than {model.__name__}: {first_mistake(error.errors())}; "
                 "is it a tvkd server?"
             ) from error
-
-    async def _send(
-        self, method: str, path: str, given_up: Event, body: bytes | None = None, media: str | None = None
-    ) -> httpx.Response:
-        headers = {"Content-Type": media, "Accept": arrow_codec.MEDIA_TYPE} if media else {}
-        attempts = retrying(self._patience, partial(self._network.sleep, given_up), self._log_retry)
-        try:
-            return await attempts(self._send_once, method, path, given_up, body, headers)
-        except httpx.TimeoutException as error:
-            raise TeacherUnavailable(
-                f"{self.url} did not answer within {self._timeout:g} s: ask for less at once, or wait longer"
-            ) from error
-        except httpx.RequestError as error:
-            if untrusted := untrusted_certificate(error):
-                raise InvalidRequest(
-                    f"{self.url} has a certificate that is not trusted: {untrusted}; if a private authority made it, "
-                    "or the server itself, set SSL_CERT_FILE to the authority's PEM file"
-                ) from error
-            cause = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
-            raise TeacherUnavailable(f"cannot reach {self.url}: {cause}; is `tvkd serve` running there?") from error
-
-    async def _send_once(
-        self, method: str, path: str, given_up: Event, body: bytes | None, headers: dict[str, str]
-    ) -> httpx.Response:
-        if given_up.is_set():
-            raise TeacherUnavailable(f"{self.url} was not asked: the call was given up")
-        response = await self._network.request(method, self.url + path, content=body, headers=headers)
-        if response.status_code != httpx.codes.OK:
-            raise answered_error(response)
-        return response
-
-    def _log_retry(self, state: RetryCallState) -> None:
-        error = state.outcome and state.outcome.exception()
-        # Back-pressure is the server's normal way of saying "later"; an unreachable server is news, once.
-        level = logging.DEBUG if isinstance(error, Overloaded) or state.attempt_number > 1 else logging.WARNING
-        logger.log(level, "%s: %s; trying again for up to %g s", self.url, error, self._patience)

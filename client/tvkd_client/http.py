@@ -1,11 +1,11 @@
 """Client of a tvkd server for programs without an event loop, and for threads."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Literal, TypedDict, Unpack
 
 import httpx
 
-from tvkd_client.async_http import AsyncTeacherClient
+from tvkd_client.async_http import AsyncTeacherClient, Streamed
 from tvkd_client.batches import FillCount
 from tvkd_client.network import Threads, run
 from tvkd_shared.record import Record
@@ -99,6 +99,27 @@ class TeacherClient:
     def tokenize(self, items: Sequence[TextItem]) -> list[TokenizedItem]:
         """The teacher's tokens of text and their ends. Nothing is computed. Raises as `potentials` does."""
         return run(self._client.tokenize(items))
+
+    def stream(
+        self,
+        items: Iterable[TokenItem],
+        *,
+        temperatures: Sequence[float] = (1.0,),
+        cache: Literal["use", "only", "skip"] = "use",
+    ) -> Generator[Streamed, None, None]:
+        """As `potentials`, item by item: its index and its records, as soon as the server has them, in any order.
+
+        Items are drawn as they are sent. An answer that is cut off is asked for again without what came. An error ends
+        the iteration; of one that concerns a single item, the others of its request come first. Raises as `potentials`.
+        """
+        answers = self._client.stream(items, temperatures=temperatures, cache=cache)
+        try:
+            while True:
+                yield run(anext(answers))
+        except StopAsyncIteration:
+            return
+        finally:
+            run(answers.aclose())
 
     def fill(
         self,

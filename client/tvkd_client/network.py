@@ -3,8 +3,9 @@
 import asyncio
 import os
 import queue
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from itertools import islice
 from threading import Event
@@ -13,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
+from tvkd_client.retry import answered_error
 from tvkd_shared.errors import InvalidRequest
 
 Result = TypeVar("Result")
@@ -33,6 +35,9 @@ class Workers(Protocol):
 
 class Network(Protocol):
     async def request(self, method: str, url: str, **content: Any) -> httpx.Response: ...
+    def stream(
+        self, method: str, url: str, **content: Any
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]: ...  # raises what an answer other than 200 says
     async def sleep(self, given_up: Event, seconds: float) -> None: ...
     def workers(self, count: int) -> Workers: ...
     async def close(self) -> None: ...
@@ -66,6 +71,14 @@ class Threads:
     async def request(self, method: str, url: str, **content: Any) -> httpx.Response:
         return self.connections().request(method, url, **content)
 
+    @asynccontextmanager
+    async def stream(self, method: str, url: str, **content: Any) -> AsyncGenerator[AsyncIterator[bytes], None]:
+        with self.connections().stream(method, url, **content) as response:
+            if response.status_code != httpx.codes.OK:
+                response.read()
+                raise answered_error(response)
+            yield _each(response.iter_bytes())
+
     async def sleep(self, given_up: Event, seconds: float) -> None:
         given_up.wait(seconds)
 
@@ -85,10 +98,21 @@ class Loop:
         self._opened: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
 
     async def request(self, method: str, url: str, **content: Any) -> httpx.Response:
+        return await self._connections().request(method, url, **content)
+
+    @asynccontextmanager
+    async def stream(self, method: str, url: str, **content: Any) -> AsyncGenerator[AsyncIterator[bytes], None]:
+        async with self._connections().stream(method, url, **content) as response:
+            if response.status_code != httpx.codes.OK:
+                await response.aread()
+                raise answered_error(response)
+            yield response.aiter_bytes()
+
+    def _connections(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
         if loop not in self._opened:
             self._opened[loop] = _open(httpx.AsyncClient, self._settings)
-        return await self._opened[loop].request(method, url, **content)
+        return self._opened[loop]
 
     async def sleep(self, given_up: Event, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -147,6 +171,11 @@ async def as_told(
                 yield told[0]
             else:
                 under_way -= 1
+
+
+async def _each(pieces: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
+    for piece in pieces:
+        yield piece
 
 
 class _ThreadWorkers:

@@ -48,7 +48,7 @@ def retrying(
     When `sleep` ends early, the call is made once more, and has to see itself whether it was given up.
     """
     return AsyncRetrying(
-        retry=retry_if_exception(_passes),
+        retry=retry_if_exception(passes),
         wait=_wait,
         stop=_patience(patience),
         sleep=sleep,
@@ -57,7 +57,7 @@ def retrying(
     )
 
 
-def _passes(error: BaseException) -> bool:
+def passes(error: BaseException) -> bool:
     """No answer, a full queue, or an outage of which the server says, by Retry-After, that waiting helps."""
     if isinstance(error, TeacherUnavailable | StoreUnavailable):
         return error.retry_after is not None or isinstance(error, ProxyUnavailable)
@@ -103,6 +103,11 @@ def answered_error(response: httpx.Response) -> TVKDError:
         kind = _BY_STATUS.get(response.status_code, WrongAnswer)
         said = f"{response.status_code} {response.reason_phrase}".strip()
         return kind(f"{where} answered {said} and no reason; is it a tvkd server?", retry_after=retry_after)
+    return error_of(problem, retry_after, where)
+
+
+def error_of(problem: Problem, retry_after: float | None, where: str) -> TVKDError:
+    """The error that a problem tells of."""
     if problem.code not in BY_CODE:
-        return TVKDError(f"{where} answered {response.status_code}: {problem.detail}", retry_after=retry_after)
+        return TVKDError(f"{where} answered {problem.status}: {problem.detail}", retry_after=retry_after)
     return BY_CODE[problem.code](problem.detail, retry_after=retry_after)

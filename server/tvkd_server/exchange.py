@@ -26,7 +26,7 @@ class Exchange:
       checked the key.
     - A request that a stopping server has no time left for is told to ask again: another server may be up then.
     - Every request for values is counted and logged by its outcome: `ok`, or an error's code.
-    - Every answer has an `X-Request-Id`, the client's own or a new one, and `Server-Timing`.
+    - Every answer has an `X-Request-Id`, the client's own or a new one, and `Server-Timing` unless it is streamed.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, readiness: Readiness, metrics: Metrics) -> None:
@@ -62,7 +62,9 @@ class Exchange:
             outcome = outcome or scope.get(CODE, "ok")
             if message["type"] == "http.response.start":
                 about = MutableHeaders(scope=message)
-                about["X-Request-Id"], about["Server-Timing"] = timing.request_id, timing.header()
+                about["X-Request-Id"] = timing.request_id
+                if "content-length" in about:  # of a streamed answer only the beginning is known
+                    about["Server-Timing"] = timing.header()
             await send(message)
 
         async def refuse(error: TVKDError) -> None:
@@ -81,11 +83,11 @@ class Exchange:
                 raise
             await refuse(TeacherUnavailable("the server stopped before it had computed this; ask again", retry_after=5))
         except Exception:
-            outcome = "internal-error"
+            scope[CODE] = "internal-error"
             raise
         finally:
             if scope["path"] in ("/v1/potentials", "/v1/shaping"):
-                self._note(outcome or "disconnected", timing, scope, received)
+                self._note(scope.get(CODE) or outcome or "disconnected", timing, scope, received)
 
     def _note(self, outcome: str, timing: Timing, scope: Scope, received: int) -> None:
         seconds = timing.total

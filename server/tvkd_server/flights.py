@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 
 from tvkd_shared.errors import Overloaded
@@ -18,14 +19,18 @@ class Landing:
 
 
 Flight = asyncio.Future[Landing]
+Landed = Callable[[Mapping[bytes, Landing]], None]
 
 
 class Flights:
     def __init__(self) -> None:
         self._flights: dict[tuple[bytes, tuple[str, ...]], Flight] = {}
 
-    def claim(self, keys: Iterable[bytes], columns: tuple[str, ...]) -> "Claim":
-        """Divide keys into those that are the caller's from now on, and those that another request is busy with."""
+    def claim(self, keys: Iterable[bytes], columns: tuple[str, ...], landed: Landed) -> "Claim":
+        """Divide keys into those that are the caller's from now on, and those that another request is busy with.
+
+        `landed` is told of each key as it lands, whoever it belongs to.
+        """
         create = asyncio.get_running_loop().create_future
         own, others = dict[bytes, Flight](), dict[bytes, Flight]()
         for key in keys:
@@ -34,7 +39,7 @@ class Flights:
                 own[key] = self._flights[key, columns] = create()
             elif key not in own:
                 others[key] = flight
-        return Claim(own, others, lambda key: self._flights.pop((key, columns)))
+        return Claim(own, others, lambda key: self._flights.pop((key, columns)), landed)
 
 
 class Claim:
@@ -44,21 +49,28 @@ class Claim:
     about this request and not about the key, those who wait claim the key themselves.
     """
 
-    def __init__(self, own: dict[bytes, Flight], others: dict[bytes, Flight], end: Callable[[bytes], Flight]) -> None:
+    def __init__(
+        self, own: dict[bytes, Flight], others: dict[bytes, Flight], end: Callable[[bytes], Flight], landed: Landed
+    ) -> None:
         """`end` makes a key free again and returns its flight."""
-        self._own, self._others, self._end = own, others, end
+        self._own, self._others, self._end, self._landed = own, others, end, landed
+        for key, flight in others.items():
+            flight.add_done_callback(partial(self._other_landed, key))
 
     @property
     def keys(self) -> list[bytes]:
-        """The caller's keys."""
+        """The caller's keys that have neither landed nor failed."""
         return list(self._own)
 
     def land(self, landings: Mapping[bytes, Landing]) -> None:
         for key, landing in landings.items():
+            del self._own[key]
             self._end(key).set_result(landing)
+        self._landed(landings)
 
     def fail(self, keys: Iterable[bytes], error: Exception) -> None:
         for key in keys:
+            del self._own[key]
             flight = self._end(key)
             flight.set_exception(error)
             flight.exception()  # read once, so that asyncio does not warn when nobody waits
@@ -69,15 +81,18 @@ class Claim:
             await asyncio.wait(self._others.values())
         return {key: flight.result() for key, flight in self._others.items() if not flight.cancelled()}
 
+    def _other_landed(self, key: bytes, flight: Flight) -> None:
+        if not flight.cancelled() and flight.exception() is None:
+            self._landed({key: Landing(flight.result().record, computed=False)})
+
     def __enter__(self) -> "Claim":
         return self
 
     def __exit__(
         self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        flying = [key for key, flight in self._own.items() if not flight.done()]
         if isinstance(error, Exception) and not isinstance(error, Overloaded):
-            self.fail(flying, error)
+            self.fail(self.keys, error)
         else:
-            for key in flying:
+            for key in self._own:
                 self._end(key).cancel()

@@ -26,18 +26,24 @@ def problem_response(error: TVKDError) -> Response:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return _response(error.status, error.code, error.message, headers)
+    return _ProblemResponse(problem_of(error), headers)
 
 
-def _response(status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> Response:
-    problem = Problem(title=code.replace("-", " ").capitalize(), status=status, detail=detail, code=code)
-    return _ProblemResponse(problem, headers)
+def problem_of(error: BaseException) -> Problem:
+    """An error as it is told. A fault's details stay in the log."""
+    if isinstance(error, TVKDError):
+        return _problem(error.status, error.code, error.message)
+    return _problem(500, "internal-error", "an unexpected fault; the server's log has the details")
+
+
+def _problem(status: int, code: str, detail: str) -> Problem:
+    return Problem(title=code.replace("-", " ").capitalize(), status=status, detail=detail, code=code)
 
 
 class _ProblemResponse(Response):
     media_type = "application/problem+json"
 
-    def __init__(self, problem: Problem, headers: dict[str, str] | None) -> None:
+    def __init__(self, problem: Problem, headers: dict[str, str] | None = None) -> None:
         super().__init__(problem.model_dump_json(), problem.status, headers)
         self._code = problem.code
 
@@ -64,7 +70,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(_request: Request, error: HTTPException) -> Response:
         code = _HTTP_CODES.get(error.status_code, "invalid-request")
-        return _response(error.status_code, code, str(error.detail), dict(error.headers or {}))
+        return _ProblemResponse(_problem(error.status_code, code, str(error.detail)), dict(error.headers or {}))
 
     @app.exception_handler(ClientDisconnect)  # while its body was read
     async def _left(request: Request, _error: ClientDisconnect) -> Response:
@@ -73,4 +79,4 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def _fault(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return _response(500, "internal-error", "an unexpected fault; the server's log has the details")
+        return _ProblemResponse(problem_of(error))

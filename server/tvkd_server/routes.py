@@ -1,10 +1,9 @@
 """The HTTP interface: what is asked of whom. The work is done by the service."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -14,12 +13,13 @@ from starlette.exceptions import HTTPException
 
 from tvkd_server.keys import Client, Keys
 from tvkd_server.media_types import ARROW, JSON, codec_of_answer, codec_of_request
-from tvkd_server.metrics import Metrics
 from tvkd_server.pair import PairAnswer, PairRequest, pair
 from tvkd_server.problem import unread
 from tvkd_server.service import Service
-from tvkd_shared import json_codec
-from tvkd_shared.errors import BY_CODE, InvalidRequest, TeacherUnavailable, Unauthorized
+from tvkd_server.streaming import streamed
+from tvkd_server.waiting import convert, in_time, while_connected
+from tvkd_shared import arrow_codec, json_codec
+from tvkd_shared.errors import BY_CODE, InvalidRequest, Unauthorized
 from tvkd_shared.json_codec import answer_model
 from tvkd_shared.wire import PotentialsRequest, Problem, StoreInfo, TeacherInfo, Vocabulary
 
@@ -49,7 +49,6 @@ async def ready_service(request: Request) -> Service:
     return service
 
 
-Answer = TypeVar("Answer")
 Ready = Annotated[Service, Depends(ready_service)]
 
 v1 = APIRouter(prefix="/v1", responses=PROBLEMS)
@@ -81,7 +80,6 @@ async def _body(request: Request) -> bytes:
     return await request.body()
 
 
-_SMALL_BODY = 128 << 10
 _STREAM = {"schema": {"type": "string", "format": "binary", "description": "Arrow IPC stream, see docs/server.md"}}
 _REQUEST = {"content": {JSON: {"schema": _schema(PotentialsRequest)}, ARROW: _STREAM}, "required": True}
 
@@ -97,14 +95,16 @@ async def potentials(request: Request, service: Ready, client: Annotated[Client,
     body = await _body(request)
     reading = codec_of_request(request.headers.get("content-type", ""))
     writing = codec_of_answer(request.headers.get("accept", ""))
-    question: PotentialsRequest = await _convert(request, "decode", reading.decode_request, body, len(body))
+    question: PotentialsRequest = await convert(request, "decode", reading.decode_request, body, len(body))
+    if question.stream:
+        if writing is not arrow_codec:
+            raise InvalidRequest(f"stream: true is answered as Arrow: send `Accept: {ARROW}`, or leave it out")
+        return await streamed(request, service, question, client)
     answering = service.potentials(question, client)
-    answer = await _in_time(
-        request, answering if question.return_ == "digests" else _while_connected(request, answering)
-    )
+    answer = await in_time(request, answering if question.return_ == "digests" else while_connected(request, answering))
     if answer is None:
         return unread(request)
-    content = await _convert(request, "encode", writing.encode_answer, answer, len(body))
+    content = await convert(request, "encode", writing.encode_answer, answer, len(body))
     return Response(content, media_type=writing.MEDIA_TYPE)
 
 
@@ -119,49 +119,12 @@ async def shaping(request: Request, service: Ready, client: Annotated[Client, De
     body = await _body(request)
     if codec_of_request(request.headers.get("content-type", "")) is not json_codec:
         raise InvalidRequest(f"Content-Type is {ARROW}; send `{JSON}`, since a pair is text")
-    question = await _convert(request, "decode", partial(json_codec.decode, PairRequest), body, len(body))
-    answer = await _in_time(request, _while_connected(request, pair(service, question, client)))
+    question = await convert(request, "decode", partial(json_codec.decode, PairRequest), body, len(body))
+    answer = await in_time(request, while_connected(request, pair(service, question, client)))
     if answer is None:
         return unread(request)
-    content = await _convert(request, "encode", PairAnswer.model_dump_json, answer, len(body))
+    content = await convert(request, "encode", PairAnswer.model_dump_json, answer, len(body))
     return Response(content, media_type=JSON)
-
-
-async def _in_time(request: Request, answering: Coroutine[Any, Any, Answer]) -> Answer:
-    """The answer. Raises TeacherUnavailable after --request-seconds, and gives up what is not with the engine yet."""
-    seconds: float = request.app.state.request_seconds
-    try:
-        async with asyncio.timeout(seconds) as limit:
-            return await answering
-    except TimeoutError:
-        if not limit.expired():  # one of the work's own
-            raise
-        raise TeacherUnavailable(
-            f"not all was computed within {seconds:g} s, and what was is stored; ask again", retry_after=5
-        ) from None
-
-
-async def _while_connected(request: Request, answering: Coroutine[Any, Any, Answer]) -> Answer | None:
-    """The answer; None, with its work cancelled, once the client has left. What another request waits for goes on."""
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    work, leaving = asyncio.create_task(answering), asyncio.create_task(left())
-    try:
-        await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() else None
-    finally:
-        leaving.cancel()
-        work.cancel()
-
-
-async def _convert(request: Request, operation: str, codec: Callable[[Any], Any], value: Any, body_bytes: int) -> Any:
-    """Decode or encode: in a thread where it could take more than some milliseconds, which the loop then has."""
-    metrics: Metrics = request.app.state.metrics
-    with metrics.stage("codec", metrics.codec_seconds.labels(operation)):
-        return codec(value) if body_bytes < _SMALL_BODY else await asyncio.to_thread(codec, value)
 
 
 @v1.get("/teacher")

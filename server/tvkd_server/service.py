@@ -9,6 +9,7 @@ from typing import Any
 
 from tvkd_server.admission import Admission
 from tvkd_server.flights import Claim, Flights, Landing
+from tvkd_server.items import Gathering, Item, Ready
 from tvkd_server.keys import Client
 from tvkd_server.metrics import Metrics
 from tvkd_server.settings import ServeSettings
@@ -21,7 +22,6 @@ from tvkd_shared.record import Record, column_names
 from tvkd_shared.store import Store
 from tvkd_shared.text import TokenizedItem
 from tvkd_shared.wire import (
-    CompletionAnswer,
     ItemAnswer,
     PotentialsAnswer,
     PotentialsRequest,
@@ -31,23 +31,6 @@ from tvkd_shared.wire import (
 
 MAX_COMPLETIONS = 16_384
 """Completions in one request: each costs the event loop some microseconds, which other requests wait for."""
-
-
-@dataclass(slots=True)
-class _Item:
-    """One item of a request: token ids as uint32 arrays, and the keys of its completions."""
-
-    prompt: Any
-    completions: list[Any]
-    keys: list[bytes]
-    ends: list[list[int] | None] | None
-    """For a text item: how far into its completion's text each token reaches."""
-
-    @property
-    def size(self) -> int:
-        """Tokens that were sent: the prompt once, or as often as it was tokenised, and each completion."""
-        times = 1 if self.ends is None else len(self.keys)
-        return times * len(self.prompt) + sum(map(len, self.completions))
 
 
 @dataclass(slots=True)
@@ -81,7 +64,17 @@ class Service:
         store.add_teacher(teacher.info.id, teacher.info.model_dump())
 
     async def potentials(self, request: PotentialsRequest, client: Client) -> PotentialsAnswer:
-        """Answer a client's request. Raises the errors of `tvkd_shared.errors`; what was computed before is stored."""
+        """Answer a client's request when all of it is there. Raises as `items` does."""
+        items: dict[int, ItemAnswer] = {}
+        await self.items(request, client, items.update)
+        in_order = [items[number] for number in range(len(items))]
+        return PotentialsAnswer(self.teacher.info.id, request.temperatures, request.columns(), in_order)
+
+    async def items(self, request: PotentialsRequest, client: Client, ready: Ready) -> None:
+        """Hand on each item of a client's request as soon as it is whole.
+
+        Raises the errors of `tvkd_shared.errors`, when all others of its items were computed, stored and handed on.
+        """
         info = self.teacher.info
         if request.teacher_id not in (None, info.id):
             raise TeacherMismatch(f"teacher {request.teacher_id} was asked for; this server runs {info.id}")
@@ -89,30 +82,26 @@ class Service:
             raise Forbidden("this API key only reads what is stored, and `cache: skip` computes: send `use` or `only`")
         with self.metrics.stage("codec", self.metrics.codec_seconds.labels("prepare")):
             items = await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, request)
-        keys = list(dict.fromkeys(key for item in items for key in item.keys))
         columns = column_names(request.temperatures)
         asker = Asker(client.name, request.return_ == "digests", client.max_queued_tokens)
-        landings: dict[bytes, Landing] = {}
+        gathering = Gathering(items, request, ready)
         if request.return_ == "tokens":
-            pass
+            ready({number: item.answer(request) for number, item in enumerate(items)})
         elif request.cache == "skip":
-            landings = await self._without_store(items, keys, columns, asker)
+            await self._without_store(items, gathering, columns, asker)
         elif request.cache == "only" or client.read_only:
             reason = "this API key only reads what is stored" if client.read_only else "cache is `only`"
-            landings = await self._only_store(keys, columns, reason)
+            await self._only_store(gathering, columns, reason)
         else:
-            landings = await self._through_store(items, keys, columns, asker)
-        return PotentialsAnswer(
-            info.id, request.temperatures, request.columns(), [_answer(item, landings, request) for item in items]
-        )
+            await self._through_store(items, gathering, columns, asker)
 
-    def _prepare(self, request: PotentialsRequest) -> list[_Item]:
+    def _prepare(self, request: PotentialsRequest) -> list[Item]:
         """Tokenise and check every item before the teacher sees one."""
         check_temperatures(request.temperatures)
         if (count := sum(len(item.completions) for item in request.items)) > MAX_COMPLETIONS:
             raise PayloadTooLarge(f"the request holds {count:,} completions, and {MAX_COMPLETIONS:,} fit: split it")
         most = self._settings.max_request_tokens
-        items: list[_Item] = []
+        items: list[Item] = []
         remaining = most
         for index, item in enumerate(request.items):
             place = f"items[{index}]"
@@ -122,7 +111,7 @@ class Service:
             self.teacher.check(prompt, completions, place)
             keys = completion_keys(self.teacher.info.id, prompt, completions)
             ends = tokens.ends if isinstance(tokens, TokenizedItem) else None
-            items.append(_Item(prompt, completions, keys, ends))
+            items.append(Item(prompt, completions, keys, ends))
             remaining -= items[-1].size
             if remaining < 0:
                 raise PayloadTooLarge(
@@ -136,39 +125,32 @@ class Service:
         except TVKDError as error:
             raise type(error)(f"{place}: {error}") from error
 
-    async def _only_store(self, keys: list[bytes], columns: tuple[str, ...], reason: str) -> dict[bytes, Landing]:
-        landings = await self._look_up(keys, columns)
-        if missing := len(keys) - len(landings):
+    async def _only_store(self, gathering: Gathering, columns: tuple[str, ...], reason: str) -> None:
+        keys = gathering.pending
+        found = await self._look_up(keys, columns)
+        if missing := len(keys) - len(found):
             raise NotCached(f"{missing} of {len(keys)} completions are not in the store, and {reason}")
-        return landings
+        gathering.land(found)
 
     async def _through_store(
-        self, items: list[_Item], keys: list[bytes], columns: tuple[str, ...], asker: Asker
-    ) -> dict[bytes, Landing]:
-        landings: dict[bytes, Landing] = {}
+        self, items: list[Item], gathering: Gathering, columns: tuple[str, ...], asker: Asker
+    ) -> None:
         # More than once only for keys whose flight another request gave up.
-        while pending := [key for key in keys if key not in landings]:
-            with self._flights.claim(pending, columns) as claim:
-                landings |= await self._land(items, claim, columns, asker)
+        while pending := gathering.pending:
+            with self._flights.claim(pending, columns, gathering.land) as claim:
+                await self._land(items, claim, columns, asker)
             others = await claim.others()
             self.metrics.joined.inc(sum(landing.computed for landing in others.values()))
             self.metrics.cached.inc(sum(not landing.computed for landing in others.values()))
-            landings |= {key: Landing(landing.record, computed=False) for key, landing in others.items()}
-        return landings
 
-    async def _land(
-        self, items: list[_Item], claim: Claim, columns: tuple[str, ...], asker: Asker
-    ) -> dict[bytes, Landing]:
+    async def _land(self, items: list[Item], claim: Claim, columns: tuple[str, ...], asker: Asker) -> None:
         """Look the claimed keys up, and have the teacher compute what is missing; only that is admitted."""
-        landings = await self._look_up(claim.keys, columns)
-        claim.land(landings)
-        questions = _questions(items, [key for key in claim.keys if key not in landings])
+        claim.land(await self._look_up(claim.keys, columns))
+        questions = _questions(items, claim.keys)
         with self._admission.hold(sum(question.tokens for question in questions), asker):
-            return landings | await _all(self._compute(question, claim, columns, asker) for question in questions)
+            await _all(self._compute(question, claim, columns, asker) for question in questions)
 
-    async def _compute(
-        self, question: _Question, claim: Claim, columns: tuple[str, ...], asker: Asker
-    ) -> dict[bytes, Landing]:
+    async def _compute(self, question: _Question, claim: Claim, columns: tuple[str, ...], asker: Asker) -> None:
         """Compute and store; what is answered is what was stored, the same bytes then and ever after."""
         try:
             records = await self._score(question, columns, asker)
@@ -178,25 +160,25 @@ class Service:
             if len(question.completions) == 1:
                 claim.fail(question.completions, error)
                 raise
-            return await _all(
+            await _all(
                 self._compute(_Question(question.prompt, {key: ids}), claim, columns, asker)
                 for key, ids in question.completions.items()
             )
         except Exception as error:
             claim.fail(question.completions, error)
             raise
-        landings = _landings(question, stored)
-        claim.land(landings)
-        return landings
+        else:
+            claim.land(_landings(question, stored))
 
     async def _without_store(
-        self, items: list[_Item], keys: list[bytes], columns: tuple[str, ...], asker: Asker
-    ) -> dict[bytes, Landing]:
-        questions = _questions(items, keys)
+        self, items: list[Item], gathering: Gathering, columns: tuple[str, ...], asker: Asker
+    ) -> None:
+        async def compute(question: _Question) -> None:
+            gathering.land(_landings(question, await self._score(question, columns, asker)))
+
+        questions = _questions(items, gathering.pending)
         with self._admission.hold(sum(question.tokens for question in questions), asker):
-            answers = await asyncio.gather(*(self._score(question, columns, asker) for question in questions))
-        pairs = zip(questions, answers, strict=True)
-        return {key: landing for pair in pairs for key, landing in _landings(*pair).items()}
+            await _all(map(compute, questions))
 
     async def _score(self, question: _Question, columns: tuple[str, ...], asker: Asker) -> list[Record]:
         completions = list(question.completions.values())
@@ -241,17 +223,14 @@ class Service:
         await asyncio.to_thread(self.store.close)
 
 
-async def _all(computing: Iterable[Coroutine[Any, Any, dict[bytes, Landing]]]) -> dict[bytes, Landing]:
-    """What all of them land. When one raises, its error is raised after the others have landed theirs."""
-    landings: dict[bytes, Landing] = {}
+async def _all(computing: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all of them to their end. When one raises, its error is raised after the others have landed what they can."""
     for outcome in await asyncio.gather(*computing, return_exceptions=True):
         if isinstance(outcome, BaseException):
             raise outcome
-        landings |= outcome
-    return landings
 
 
-def _questions(items: Sequence[_Item], keys: Iterable[bytes]) -> list[_Question]:
+def _questions(items: Sequence[Item], keys: Iterable[bytes]) -> list[_Question]:
     """What to ask the teacher for these keys, each once."""
     wanted = set(keys)
     questions = []
@@ -265,14 +244,3 @@ def _questions(items: Sequence[_Item], keys: Iterable[bytes]) -> list[_Question]
 
 def _landings(question: _Question, records: Sequence[Record]) -> dict[bytes, Landing]:
     return {key: Landing(record, True) for key, record in zip(question.completions, records, strict=True)}
-
-
-def _answer(item: _Item, landings: dict[bytes, Landing], request: PotentialsRequest) -> ItemAnswer:
-    completions = []
-    for key, ids, ends in zip(item.keys, item.completions, item.ends or [None] * len(item.keys), strict=True):
-        landing = landings.get(key)
-        record = landing.record if landing and request.return_ == "values" else None
-        tokens = None if item.ends is None else ids.tolist()
-        cached = landing is not None and not landing.computed
-        completions.append(CompletionAnswer(key, cached, len(ids), record, tokens, ends))
-    return ItemAnswer(completions, None if item.ends is None else item.prompt.tolist())

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
+from tvkd_shared.arrow_messages import END_OF_STREAM, is_compressed
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.key import KEY_BYTES
 from tvkd_shared.record import Record, has_last_state
@@ -39,13 +40,12 @@ from tvkd_shared.wire import (
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 
-_METADATA = b"tvkd"
+METADATA = b"tvkd"
 _TOKENS, _NUMBERS = pa.list_(pa.int32()), pa.list_(pa.float32())
 _REQUEST = {"item": pa.int32(), "prompt_token_ids": _TOKENS, "completion_token_ids": _TOKENS}
 _TEXT = ("prompt_tokens", "tokens", "ends")
 _ANSWER = {"row": pa.int32(), "key": pa.binary(KEY_BYTES), "cached": pa.bool_(), "length": pa.int32()}
-_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-_FAULTS = (pa.ArrowException, ValueError, OSError, MemoryError)
+FAULTS = (pa.ArrowException, ValueError, OSError, MemoryError)
 
 
 def encode_request(options: RequestOptions, items: Sequence[TokenItem]) -> bytes:
@@ -60,7 +60,8 @@ def encode_request(options: RequestOptions, items: Sequence[TokenItem]) -> bytes
         _list_array(_ids([item.prompt_token_ids for item in items]), lengths_N, pa.array(is_null_N)),
         _list_array(_ids(completions), list(map(len, completions))),
     ]
-    return _stream(dict(zip(_REQUEST, columns, strict=True)), options.model_dump_json(by_alias=True, exclude_none=True))
+    about = options.model_dump_json(by_alias=True, exclude_none=True)
+    return _stream(_batch(dict(zip(_REQUEST, columns, strict=True)), about))
 
 
 def _ids(rows: Sequence[Any]) -> npt.NDArray[np.int32]:
@@ -80,8 +81,8 @@ def decode_request(body: bytes) -> PotentialsRequest:
     except ValidationError as error:
         mistakes = error.errors(include_url=False, include_input=False)
         raise InvalidRequest(f"schema metadata `tvkd`: {first_mistake(mistakes)}") from error
-    except _FAULTS as error:
-        raise InvalidRequest(f"the body is not a request as an Arrow stream: {_line(error)}") from error
+    except FAULTS as error:
+        raise InvalidRequest(f"the body is not a request as an Arrow stream: {line_of(error)}") from error
 
 
 def _items(batch: pa.RecordBatch) -> list[Item]:
@@ -127,11 +128,18 @@ def _tokens_if_there(batch: pa.RecordBatch, name: str) -> list[Any]:
 
 
 def encode_answer(answer: PotentialsAnswer) -> bytes:
+    row_N = np.arange(sum(len(item.completions) for item in answer.items))
+    batch = answer_batch(answer, row_N, text=any(item.prompt_tokens is not None for item in answer.items))
+    return _stream(batch)
+
+
+def answer_batch(answer: PotentialsAnswer, row_N: npt.NDArray[np.int_], *, text: bool) -> pa.RecordBatch:
+    """All of an answer's items as one batch. `row_N` are their rows in the request; `text` adds the columns of text."""
     completions = [completion for item in answer.items for completion in item.completions]
     lengths_N = np.array([completion.length for completion in completions], np.int32)
     keys = pa.py_buffer(b"".join(completion.key for completion in completions))
     columns = {
-        "row": pa.array(np.arange(len(completions), dtype=np.int32)),
+        "row": pa.array(row_N.astype(np.int32)),
         "key": pa.FixedSizeBinaryArray.from_buffers(pa.binary(KEY_BYTES), len(completions), [None, keys]),
         "cached": pa.array([completion.cached for completion in completions], pa.bool_()),
         "length": pa.array(lengths_N),
@@ -144,12 +152,11 @@ def encode_answer(answer: PotentialsAnswer) -> bytes:
             numbers_S = numbers_SK[:, records[0].columns.index(name)]
             states = has_last_state(name)
             columns[name] = _list_array(numbers_S if states else numbers_S[has_action_S], lengths_N + states)
-    if any(item.prompt_tokens is not None for item in answer.items):
+    if text:
         prompts = [[item.prompt_tokens, *[None] * (len(item.completions) - 1)] for item in answer.items]
         rows = [list(chain(*prompts)), *([getattr(row, name) for row in completions] for name in _TEXT[1:])]
         columns |= {name: pa.array(row, _TOKENS) for name, row in zip(_TEXT, rows, strict=True)}
-    metadata = {"teacher_id": answer.teacher_id, "temperatures": answer.temperatures}
-    return _stream(columns, json.dumps(metadata))
+    return _batch(columns, json.dumps({"teacher_id": answer.teacher_id, "temperatures": answer.temperatures}))
 
 
 def decode_answer(body: bytes, columns: tuple[str, ...]) -> PotentialsAnswer:
@@ -161,24 +168,31 @@ def decode_answer(body: bytes, columns: tuple[str, ...]) -> PotentialsAnswer:
     try:
         metadata, batch = _table(body)
         about = json.loads(metadata)
-        _check_types(batch.schema, _ANSWER | dict.fromkeys(columns, _NUMBERS), others=True)
-        row_N, lengths_N = _plain(batch, "row"), _plain(batch, "length")
+        row_N, completions, prompts = read_completions(batch, columns)
         if not np.array_equal(np.sort(row_N), np.arange(len(row_N))):
             raise ValueError("its rows are not each row of the request once")
-        records: Sequence[Record | None] = _records(batch, columns, lengths_N) if columns else [None] * len(row_N)
-        keys, cached = batch.column("key").to_pylist(), batch.column("cached").to_pylist()
-        if None in keys or None in cached:
-            raise ValueError("a key or a `cached` is null")
-        prompts, tokens, ends = (_tokens_if_there(batch, name) for name in _TEXT)
-        completions = [*map(CompletionAnswer, keys, cached, lengths_N.tolist(), records, tokens, ends)]
         items: list[ItemAnswer] = []
         for row in np.argsort(row_N).tolist():
             if prompts[row] is not None or not items:
                 items.append(ItemAnswer([], prompts[row]))
             items[-1].completions.append(completions[row])
         return PotentialsAnswer(about["teacher_id"], about["temperatures"], columns, items)
-    except (LookupError, TypeError, *_FAULTS) as error:
-        raise ValueError(_line(error)) from error
+    except (LookupError, TypeError, *FAULTS) as error:
+        raise ValueError(line_of(error)) from error
+
+
+def read_completions(
+    batch: pa.RecordBatch, columns: tuple[str, ...]
+) -> tuple[npt.NDArray[np.int32], list[CompletionAnswer], list[Any]]:
+    """Each completion's row in the request, the completion, and its prompt's tokens. Raises ValueError."""
+    _check_types(batch.schema, _ANSWER | dict.fromkeys(columns, _NUMBERS), others=True)
+    row_N, lengths_N = _plain(batch, "row"), _plain(batch, "length")
+    records: Sequence[Record | None] = _records(batch, columns, lengths_N) if columns else [None] * len(row_N)
+    keys, cached = batch.column("key").to_pylist(), batch.column("cached").to_pylist()
+    if None in keys or None in cached:
+        raise ValueError("a key or a `cached` is null")
+    prompts, tokens, ends = (_tokens_if_there(batch, name) for name in _TEXT)
+    return row_N, [*map(CompletionAnswer, keys, cached, lengths_N.tolist(), records, tokens, ends)], prompts
 
 
 def _records(batch: pa.RecordBatch, columns: tuple[str, ...], lengths_N: npt.NDArray[np.int32]) -> list[Record]:
@@ -211,8 +225,11 @@ def _list_array(flat: npt.NDArray[Any], lengths_N: npt.ArrayLike, mask: Any = No
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), mask=mask)
 
 
-def _stream(columns: dict[str, pa.Array], metadata: str) -> bytes:
-    batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns), metadata={_METADATA: metadata})
+def _batch(columns: dict[str, pa.Array], metadata: str) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns), metadata={METADATA: metadata})
+
+
+def _stream(batch: pa.RecordBatch) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
@@ -223,11 +240,11 @@ def _table(body: bytes) -> tuple[bytes, pa.RecordBatch]:
     """The metadata under `tvkd` (`{}` where there is none), and all rows in one batch that was validated."""
     source = pa.BufferReader(body)
     first, *messages = list(pa.ipc.MessageReader.open_stream(source)) or [None]
-    if first is None or first.type != "schema" or not body.endswith(_END_OF_STREAM) or source.tell() != len(body):
+    if first is None or first.type != "schema" or not body.endswith(END_OF_STREAM) or source.tell() != len(body):
         raise ValueError("it is cut off or is no Arrow IPC stream, which begins with a schema and ends with its mark")
     schema = pa.ipc.read_schema(first)
     for message in messages:
-        if message.type != "record batch" or _is_compressed(bytes(message.metadata)):
+        if message.type != "record batch" or is_compressed(bytes(message.metadata)):
             raise ValueError("it holds more than plain record batches; write it without compression and dictionaries")
     batches = [pa.ipc.read_record_batch(message, schema) for message in messages]
     for batch in batches:
@@ -235,26 +252,7 @@ def _table(body: bytes) -> tuple[bytes, pa.RecordBatch]:
     if not sum(batch.num_rows for batch in batches):
         raise ValueError("it has no rows")
     whole = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
-    return (schema.metadata or {}).get(_METADATA, b"{}"), whole
-
-
-def _is_compressed(message: bytes) -> bool:
-    """Whether a record batch's message has a `compression`: field 3 of RecordBatch, in field 2 of Message.
-
-    Reads the flatbuffer of Arrow's Message.fbs, which pyarrow has checked, because pyarrow decompresses unasked.
-    """
-
-    def integer(place: int, size: int) -> int:
-        return int.from_bytes(message[place : place + size], "little")
-
-    def field(table: int, index: int) -> int:
-        vtable = table - int.from_bytes(message[table : table + 4], "little", signed=True)
-        slot = 4 + 2 * index
-        offset = integer(vtable + slot, 2) if slot < integer(vtable, 2) else 0
-        return table + offset if offset else 0
-
-    header = field(integer(0, 4), 2)
-    return field(header + integer(header, 4), 3) != 0
+    return (schema.metadata or {}).get(METADATA, b"{}"), whole
 
 
 def _check_types(schema: pa.Schema, expected: dict[str, pa.DataType], *, others: bool = False) -> None:
@@ -288,5 +286,5 @@ def _lists(batch: pa.RecordBatch, name: str, *, nulls: bool = False) -> tuple[An
     return column.values.to_numpy(), column.offsets.to_numpy()
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
     return str(error).partition("\n")[0] or type(error).__name__

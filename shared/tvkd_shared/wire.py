@@ -98,11 +98,16 @@ class RequestOptions(BaseModel):
         description="digests: fill the store, send no values back. tokens: tokenise and check the items alone, asking "
         "neither store nor teacher; `cached` is false",
     )
+    stream: bool = Field(
+        False, description="send each item when it is computed, in any order; for an answer of values as Arrow"
+    )
 
     @model_validator(mode="after")
     def _options_agree(self) -> "RequestOptions":
         if len(set(self.temperatures)) != len(self.temperatures):
             raise ValueError(f"temperatures {self.temperatures} repeat one another")
+        if self.stream and self.return_ != "values":
+            raise ValueError(f"stream: true sends values as they are computed, and return is {self.return_}")
         if self.return_ == "digests" and self.cache == "skip":
             raise ValueError("return: digests with cache: skip would compute values and drop them")
         return self

@@ -30,7 +30,9 @@ def test_both_clients_have_the_same_methods_with_the_same_parameters():
     blocking, on_loop = public(TeacherClient), public(AsyncTeacherClient)
     assert on_loop.keys() - blocking.keys() == {"close"} and not blocking.keys() - on_loop.keys()
     for name, method in blocking.items():
-        assert inspect.signature(method) == inspect.signature(on_loop[name])
+        one, other = inspect.signature(method), inspect.signature(on_loop[name])
+        assert one.parameters == other.parameters
+        assert name == "stream" or one.return_annotation == other.return_annotation
     settings = inspect.signature(AsyncTeacherClient).parameters.keys() - {"url", "network"}
     assert settings == inspect.get_annotations(inspect.getmodule(TeacherClient).ClientSettings).keys()
 

@@ -2,27 +2,33 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 
 from tvkd_server.admission import Admission
-from tvkd_server.flights import Flights
+from tvkd_server.flights import Flights, Landing
 from tvkd_server.turns import Asker
 from tvkd_shared.errors import Overloaded, TeacherUnavailable
-from tvkd_shared.record import column_names
+from tvkd_shared.record import Record, column_names
 
 COLUMNS = column_names()
+RECORD = Record.of({1.0: np.zeros(2, np.float32)}, np.zeros(1, np.float32), np.zeros(2, np.float32))
+
+
+def nobody(_):
+    """Nobody hears what landed."""
 
 
 def test_an_error_reaches_everyone_who_waits_and_the_key_is_free_again():
     async def run():
         flights = Flights()
-        with pytest.raises(TeacherUnavailable), flights.claim([b"a"], COLUMNS):
-            waiter = flights.claim([b"a", b"b"], COLUMNS)
+        with pytest.raises(TeacherUnavailable), flights.claim([b"a"], COLUMNS, nobody):
+            waiter = flights.claim([b"a", b"b"], COLUMNS, nobody)
             assert waiter.keys == [b"b"]
             raise TeacherUnavailable("no")
         with pytest.raises(TeacherUnavailable):
             await waiter.others()
-        assert flights.claim([b"a"], COLUMNS).keys == [b"a"]
+        assert flights.claim([b"a"], COLUMNS, nobody).keys == [b"a"]
 
     asyncio.run(run())
 
@@ -32,16 +38,16 @@ def test_a_cancelled_flight_leaves_its_key_to_the_one_who_waits():
         flights = Flights()
 
         async def owner():
-            with flights.claim([b"a"], COLUMNS):
+            with flights.claim([b"a"], COLUMNS, nobody):
                 await asyncio.sleep(60)
 
         task = asyncio.create_task(owner())
         await asyncio.sleep(0)
-        waiter = flights.claim([b"a"], COLUMNS)
+        waiter = flights.claim([b"a"], COLUMNS, nobody)
         assert waiter.keys == []
         task.cancel()
         assert await waiter.others() == {}
-        assert flights.claim([b"a"], COLUMNS).keys == [b"a"]
+        assert flights.claim([b"a"], COLUMNS, nobody).keys == [b"a"]
 
     asyncio.run(run())
 
@@ -49,8 +55,8 @@ def test_a_cancelled_flight_leaves_its_key_to_the_one_who_waits():
 def test_an_overload_is_not_passed_on_to_those_who_wait():
     async def run():
         flights = Flights()
-        with pytest.raises(Overloaded), flights.claim([b"a"], COLUMNS):
-            waiter = flights.claim([b"a"], COLUMNS)
+        with pytest.raises(Overloaded), flights.claim([b"a"], COLUMNS, nobody):
+            waiter = flights.claim([b"a"], COLUMNS, nobody)
             raise Overloaded("full")
         assert await waiter.others() == {}
 
@@ -60,8 +66,27 @@ def test_an_overload_is_not_passed_on_to_those_who_wait():
 def test_the_same_key_with_other_columns_is_another_flight():
     async def run():
         flights = Flights()
-        with flights.claim([b"a"], COLUMNS):
-            assert flights.claim([b"a"], column_names([0.5])).keys == [b"a"]
+        with flights.claim([b"a"], COLUMNS, nobody):
+            assert flights.claim([b"a"], column_names([0.5]), nobody).keys == [b"a"]
+
+    asyncio.run(run())
+
+
+def test_everyone_hears_of_each_key_as_it_lands_and_who_waited_hears_of_no_computation():
+    async def run():
+        flights, mine, yours = Flights(), {}, {}
+        with flights.claim([b"a", b"b", b"c"], COLUMNS, mine.update) as claim:
+            waiter = flights.claim([b"c", b"a", b"b"], COLUMNS, yours.update)
+            claim.land({b"b": Landing(RECORD, computed=True)})
+            assert list(mine) == [b"b"] and claim.keys == [b"a", b"c"]
+            await asyncio.sleep(0)
+            assert list(yours) == [b"b"]
+            claim.fail([b"a"], TeacherUnavailable("no"))
+            claim.land({b"c": Landing(RECORD, computed=False)})
+        with pytest.raises(TeacherUnavailable):
+            await waiter.others()
+        assert [landing.computed for landing in mine.values()] == [True, False]
+        assert list(yours) == [b"b", b"c"] and not any(landing.computed for landing in yours.values())
 
     asyncio.run(run())
 
