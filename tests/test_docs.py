@@ -4,12 +4,14 @@ import re
 import runpy
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from command_flags import FLAG, flags_of
-from tvkd_shared.shaping import shaping
+from tvkd_shared.objective import Objective
+from tvkd_shared.shaping import Aggregate, Form, Potential, Shaping, Terminal, shaping
 from tvkd_shared.value import value
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +60,20 @@ def test_a_stored_column_touches_at_most_four_code_files():
     text = (ROOT / "docs" / "changing.md").read_text()
     steps = re.search(r"## Add a stored column\n(.*?)\n\nThe store", text, re.DOTALL)[1]
     assert 1 <= len(set(re.findall(r"`([\w/]+\.py)`", steps))) <= 4
+
+
+@pytest.mark.parametrize("choice", [Objective, Potential, Terminal, Aggregate, Form])
+def test_every_choice_of_a_loss_is_explained_wherever_the_others_are(choice):
+    training, definitions = ((ROOT / "docs" / name).read_text() for name in ("training.md", "definitions.md"))
+    example, names = (ROOT / "client" / "tvkd_client" / "tvkd.yaml").read_text(), get_args(choice)
+    assert [name for name in names if f"`{name}`" not in training] == []
+    assert [name for name in names if not re.search(rf"`([a-z]+: )?{name}`", definitions)] == []
+    assert f"# {' | '.join(names)}\n" in example
+
+
+def test_the_help_names_every_potential():
+    text = Shaping.__dataclass_fields__["potential"].metadata["help"]
+    assert [name for name in get_args(Potential) if name not in text] == []
 
 
 def test_the_list_of_files_is_current():

@@ -104,7 +104,7 @@ def _legend(limit: float, shaping: Shaping) -> Text:
     legend = Text("ψ  ")
     for share in (-1.0, -0.5, 0.0, 0.5, 1.0):
         legend.append(f" {share * limit:+.2f} ", shade(share))
-    temperature = "" if shaping.potential in ("entropy", "implicit") else f" τ {shaping.temperature:g}"
+    temperature = f" τ {shaping.temperature:g}" if shaping.reads_temperature else ""
     return legend.append(
         f"\n   potential {shaping.potential}{temperature}   γ {shaping.gamma:g}   terminal {shaping.terminal}"
         + ("" if shaping.form == "difference" else f"   form {shaping.form}")

@@ -61,7 +61,7 @@ def _check_base(args: TVKDConfig, sources: Sources) -> None:
         return
     base = base_role(sources)
     if base is None and (args.objective == "tvkd" or args.center):
-        what = "center needs A of all the data" if args.center else "potential implicit is made of A"
+        what = "center needs A of all the data" if args.center else f"potential {args.potential} compares two models"
         raise InvalidRequest(f"{what}, and neither teacher_reference nor reference is set; set one of them")
     if base is not None and sources[base].teacher_id == sources["teacher"].teacher_id:
         raise InvalidRequest(

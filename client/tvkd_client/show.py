@@ -14,7 +14,7 @@ from tvkd_shared.ending import Ending, declared_eos
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.record import Record
 from tvkd_shared.settings import shaping_command
-from tvkd_shared.shaping import Shaping
+from tvkd_shared.shaping import POTENTIALS, Shaping
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,8 @@ class Show(_Flags, DatasetFlags, cli_prog_name="tvkd show"):  # type: ignore[mis
     store: str | None = Field(None, description="a filled store, folder or s3://…, in place of a server")
     teacher_id: str | None = Field(None, description="which teacher, when the store holds several")
     teacher_reference: str | None = Field(
-        None, description="for --potential implicit: the model that the teacher's DPO started from, a URL or a store"
+        None,
+        description="for a potential of two models: what the teacher's DPO started from, a URL or a store",
     )
     teacher_reference_id: str | None = Field(None, description="which model, when that store holds several")
     api_key: SecretStr | None = Field(None, description="bearer token of the server; prefer the variable")
@@ -45,8 +46,11 @@ class Show(_Flags, DatasetFlags, cli_prog_name="tvkd show"):  # type: ignore[mis
     def _check_source(self) -> "Show":
         if (self.server is None) == (self.store is None):
             raise ValueError("give --server or --store, one of them")
-        if (self.potential == "implicit") != (self.teacher_reference is not None):
-            raise ValueError("--potential implicit and --teacher-reference belong together")
+        relative, based = POTENTIALS[self.potential].relative, self.teacher_reference is not None
+        if relative and not based:
+            raise ValueError(f"--potential {self.potential} compares two models: give --teacher-reference")
+        if based and not relative:
+            raise ValueError("--teacher-reference is for potentials that compare two models, as --potential implicit")
         return self
 
     def run(self) -> int:

@@ -87,7 +87,7 @@ async def pair(service: Service, request: PairRequest, client: Client) -> PairAn
 def _read(request: PairRequest, answer: PotentialsAnswer, tokenizer: Tokenizer) -> PairAnswer:
     """Its maths, which takes some hundredths of a second for long answers."""
     how = request.how
-    tau = how.temperature if how.temperature in how.temperatures else 1.0
+    tau = how.temperature if how.reads_temperature else 1.0
     chosen, rejected = (
         _side(completion, text, how, tau, tokenizer)
         for completion, text in zip(answer.items[0].completions, (request.chosen, request.rejected), strict=True)

@@ -31,28 +31,32 @@ Form = Literal["difference", "tpkd-ref"]
 
 @dataclass(frozen=True, slots=True)
 class PotentialDefinition:
-    """Which columns a potential is made from, by the temperature τ, and Φ of each state from their numbers, float64.
+    """Which columns a potential is made from, by the temperature τ, and a formula of their numbers, float64.
+
+    The formula gives Φ of each state, elementwise. Of a `summed` potential it gives a number for each token, from those
+    of the token's own state, and Φ(s_t) is their sum over the tokens before s_t.
 
     A `relative` potential takes the same columns of a second record too: that of what the teacher started from.
     """
 
     columns: Callable[[float], tuple[str, ...]]
-    phi: Callable[..., Float64]
+    formula: Callable[..., Float64]
     relative: bool = False
+    summed: bool = False
 
 
-def advantage(value_S: Float64, logit_T: Float64, base_value_S: Float64, base_logit_T: Float64) -> Float64:
+def advantage(value_T: Float64, logit_T: Float64, base_value_T: Float64, base_logit_T: Float64) -> Float64:
     """A_t = log π_T(y_t|s_t) − log π_0(y_t|s_t), float64 [T], from V_1 and q of the teacher and of its base π_0.
 
     It is what the teacher's DPO added to each token, in nats: Q − V of the reward that it stands for (Rafailov et al.
     2024, "From r to Q*"). A constant that is added to the logits of a state does not change it.
     """
-    return log_prob(logit_T, value_S[:-1]) - log_prob(base_logit_T, base_value_S[:-1])
+    return log_prob(logit_T, value_T) - log_prob(base_logit_T, base_value_T)
 
 
-def sums_so_far(advantages_T: npt.ArrayLike) -> Float64:
-    """Σ_{i<t} A_i of each state, float64 [T + 1]: potential implicit, from A of each token or span, [T]."""
-    return np.append(0.0, np.cumsum(np.asarray(advantages_T, np.float64)))
+def sums_so_far(numbers_T: npt.ArrayLike) -> Float64:
+    """The sum over the tokens, or spans, before each state, float64 [T + 1], from a number of each, [T]."""
+    return np.append(0.0, np.cumsum(np.asarray(numbers_T, np.float64)))
 
 
 POTENTIALS: dict[Potential, PotentialDefinition] = {
@@ -63,9 +67,7 @@ POTENTIALS: dict[Potential, PotentialDefinition] = {
     ),
     "entropy": PotentialDefinition(lambda _: (ENTROPY,), lambda entropy_S: entropy_S),
     # Σ_{i<t} A_i, so that ψ_t = A_t with γ = 1.
-    "implicit": PotentialDefinition(
-        lambda _: (VALUE, ACTION_LOGIT), lambda *rows: sums_so_far(advantage(*rows)), relative=True
-    ),
+    "implicit": PotentialDefinition(lambda _: (VALUE, ACTION_LOGIT), advantage, relative=True, summed=True),
 }
 """Every potential by its name. To add one, add an entry here and its name to `Potential`."""
 
@@ -112,6 +114,12 @@ class Shaping:
         return POTENTIALS[self.potential].columns(self.temperature)
 
     @property
+    def reads_temperature(self) -> bool:
+        """Whether the potential is another at another temperature."""
+        columns = POTENTIALS[self.potential].columns
+        return columns(1.0) != columns(2.0)
+
+    @property
     def temperatures(self) -> tuple[float, ...]:
         """Temperatures that a source must send; 1.0 is in every record."""
         return tuple(sorted({1.0, *(tau for name in self.columns if (tau := temperature_of(name)) is not None)}))
@@ -129,8 +137,8 @@ class Shaping:
         `end` is the number of tokens up to the end-of-sequence token of the whole completion, which counts only when it
         was kept. Raises InvalidRequest when nothing was kept: there is no ψ to aggregate, and 0 would be invented.
         """
-        records = [record]
-        if POTENTIALS[self.potential].relative:
+        definition, records = POTENTIALS[self.potential], [record]
+        if definition.relative:
             if base is None:
                 raise InvalidRequest(
                     f"potential {self.potential} compares the teacher with what it started from: name that model as"
@@ -138,7 +146,9 @@ class Shaping:
                 )
             records.append(base)
         rows = [cut(one, name, kept) for one in records for name in self.columns]
-        return self._psi(POTENTIALS[self.potential].phi(*rows), end)
+        if definition.summed:
+            return self._psi(sums_so_far(definition.formula(*(row[:kept] for row in rows))), end)
+        return self._psi(definition.formula(*rows), end)
 
     def of_advantages(self, advantages_N: npt.ArrayLike, *, end: int | None) -> float:
         """S of potential implicit from A of each kept token or span, [N]; `end` counts tokens or spans as in `of`."""

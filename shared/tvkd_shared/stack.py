@@ -38,15 +38,15 @@ class Stack:
 
     def log_probs(self) -> Float64:
         """Σ_t log π(y_t|s_t) of each completion, in nats, [N]."""
-        return self.token_sums(self._log_prob())
+        return self.token_sums(log_prob(self.column(ACTION_LOGIT), self.column(VALUE)))
 
     def shaping(self, how: Shaping, ends: Sequence[int | None], base: "Stack | None" = None) -> Float64:
         """S of each completion, [N], as `Shaping.of` gives it for all the completion's tokens.
 
-        `ends` has each completion's `end`. Potential implicit needs `base`, what the teacher started from, and without
-        it raises ValueError.
+        `ends` has each completion's `end`. A relative potential needs `base`, what the teacher started from, and
+        without it raises ValueError.
         """
-        phi_S = self._implicit(base) if how.potential == "implicit" else self._elementwise(how)
+        phi_S = self._potential(how, base)
         if how.terminal == "zero":
             states_N = self.lengths_N + 1
             end_N = [count if end is None else end for end, count in zip(ends, states_N, strict=True)]
@@ -59,17 +59,17 @@ class Stack:
         sums_N = self.token_sums(psi_S)
         return sums_N / self.lengths_N if how.aggregate == "mean" else sums_N
 
-    def _elementwise(self, how: Shaping) -> Float64:
-        return np.array(POTENTIALS[how.potential].phi(*map(self.column, how.columns)), np.float64)
-
-    def _implicit(self, base: "Stack | None") -> Float64:
-        """Σ_{i<t} A_i of each state, [S]: sums over all, less what was there at each completion's first state."""
-        if base is None:
-            raise ValueError("potential implicit needs the stack of what the teacher started from")
-        advantages_S = self._log_prob() - base._log_prob()
-        advantages_S[self._last_N] = 0.0
-        phi_S = sums_so_far(advantages_S)[:-1]
+    def _potential(self, how: Shaping, base: "Stack | None") -> Float64:
+        """Φ of each state, [S]."""
+        definition, stacks = POTENTIALS[how.potential], [self]
+        if definition.relative:
+            if base is None:
+                raise ValueError(f"potential {how.potential} needs the stack of what the teacher started from")
+            stacks.append(base)
+        numbers_S = definition.formula(*(stack.column(name) for stack in stacks for name in how.columns))
+        if not definition.summed:
+            return numbers_S
+        # Sums over all completions, less what was there at each one's first state.
+        numbers_S[self._last_N] = 0.0
+        phi_S = sums_so_far(numbers_S)[:-1]
         return np.asarray(phi_S - np.repeat(phi_S[self._first_N], self.lengths_N + 1))
-
-    def _log_prob(self) -> Float64:
-        return log_prob(self.column(ACTION_LOGIT), self.column(VALUE))

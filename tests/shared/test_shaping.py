@@ -67,7 +67,9 @@ def test_shaping_leaves_the_potentials_it_was_given_alone(phi):
 def test_each_potential_is_made_from_what_the_store_holds():
     v_tau, v_1, h = np.array([[3.0, 4.0], [1.0, 1.5], [0.2, 0.3]], np.float32)
     record = Record.of({1.0: v_1, 2.0: v_tau}, np.zeros(1, np.float32), h)
-    for name, phi in {"soft-value": v_tau, "renyi": v_tau - v_1, "entropy": h}.items():
+    expected = {"soft-value": v_tau, "renyi": v_tau - v_1, "entropy": h}
+    assert expected.keys() == {name for name, definition in POTENTIALS.items() if not definition.relative}
+    for name, phi in expected.items():
         choices = Shaping(potential=name, temperature=2.0, gamma=0.5)
         np.testing.assert_allclose(choices.psi(record, kept=1, end=None), [0.5 * phi[1] - phi[0]], rtol=1e-6)
 
