@@ -13,8 +13,9 @@ import torch
 from torch.utils.data import get_worker_info
 
 from tvkd_client.completions import Completions
-from tvkd_client.roles import Role, Sources, base_role
+from tvkd_client.roles import Sources, base_role
 from tvkd_client.source import ServerSource
+from tvkd_client.training_settings import Role
 from tvkd_shared.ending import Ending
 from tvkd_shared.errors import WrongAnswer
 from tvkd_shared.record import Record
@@ -161,7 +162,7 @@ class ScoreCollator:
             self._pool = None
         for source in self.sources.values():
             if isinstance(source, ServerSource):
-                source.stop()
+                source.client.stop()
 
     def _threads(self) -> ThreadPoolExecutor:
         # A forked process inherits the parent's pool without its threads, and would wait for ever.

@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 from trl.trainer.dpo_config import DPOConfig
 
-from tvkd_client.training_settings import TrainingSettings
+from tvkd_client.training_settings import Role, TrainingSettings
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.objective import Objective
 from tvkd_shared.shaping import Shaping, check_choice, finite
@@ -69,7 +69,7 @@ class TVKDConfig(TrainingSettings, DPOConfig):
             )
 
     def _check_places(self) -> None:
-        roles = ("teacher", "teacher_reference", "reference")
+        roles = get_args(Role)
         for name in (*roles, *(f"{role}_id" for role in roles), "teacher_tokenizer"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
+from tvkd_client.training_settings import Role
 from tvkd_shared.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ def of_training(file: str, *, models: bool) -> Work:
 
     Raises InvalidRequest for a role whose place is a store, unless `models` is set and the file names its model.
     """
-    from tvkd_client.roles import Role  # noqa: PLC0415
     from tvkd_client.source import is_server  # noqa: PLC0415
     from tvkd_client.train import pairs_of, parse  # noqa: PLC0415
 

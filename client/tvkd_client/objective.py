@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from tvkd_client.collator import Scores
-from tvkd_client.roles import Role
+from tvkd_client.training_settings import Role
 
 FEW_TOKENS = 256
 """Tokens from which on the mean of A is taken for that of the data."""

@@ -8,8 +8,8 @@ import datasets
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tvkd_client.http import TeacherClient
-from tvkd_client.token_rows import used_ids
-from tvkd_client.trl_private import prepare_preferences
+from tvkd_client.token_rows import token_rows, used_ids
+from tvkd_client.trl_private import prepared
 from tvkd_shared.adapter import base_folder, is_adapter
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.vocabulary import template_digest, tokens_by_id, vocabulary_digest
@@ -39,7 +39,7 @@ def tokenize_preferences(
     Raises InvalidRequest when the tokenizer cannot do that, for a row that TRL cannot train on, and when the installed
     TRL is not a supported one.
     """
-    return prepare_preferences(dataset, tokenizer, name)
+    return token_rows(dataset, name, tokenizer, lambda rows: prepared(rows, tokenizer))
 
 
 def are_chats(tokens: datasets.Dataset) -> bool:

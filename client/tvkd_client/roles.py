@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import get_args
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -12,12 +12,10 @@ from tvkd_client.config import TVKDConfig
 from tvkd_client.preference_tokens import are_chats, check_vocabulary, other_template
 from tvkd_client.source import ServerSource, ValueSource, check_certificate, source_at, teacher_of
 from tvkd_client.teacher_tokens import TeacherTokenizer
+from tvkd_client.training_settings import Role
 from tvkd_shared.errors import InvalidRequest, TeacherMismatch, TVKDError
 
 logger = logging.getLogger(__name__)
-
-Role = Literal["teacher", "teacher_reference", "reference"]
-"""T, a DPO-trained model; T0, the SFT model that its DPO started from; π_ref, the student before its training."""
 
 Sources = Mapping[Role, ValueSource]
 

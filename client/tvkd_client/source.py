@@ -11,8 +11,7 @@ from tvkd_shared.errors import InvalidRequest, NotCached, StoreUnavailable, Teac
 from tvkd_shared.key import completion_keys
 from tvkd_shared.record import Record, column_names
 from tvkd_shared.store import StoreReader
-from tvkd_shared.text import TokenizedItem
-from tvkd_shared.wire import TeacherInfo, TextItem, TokenItem
+from tvkd_shared.wire import TeacherInfo, TokenItem
 
 
 class ValueSource(Protocol):
@@ -69,14 +68,6 @@ class ServerSource:
         """Have the values of these pairs stored at the server. Returns how many were not stored before."""
         items, _ = grouped(prompts, completions)
         return self.client.fill(items, self.temperatures)
-
-    def tokenize(self, items: Sequence[TextItem]) -> list[TokenizedItem]:
-        """Text as the server's teacher tokenises it; nothing is computed. Raises as `fetch` does."""
-        return self.client.tokenize(items)
-
-    def stop(self) -> None:
-        """Make calls under way in other threads give up instead of waiting for a server that may come back."""
-        self.client.stop()
 
     def _identify(self) -> None:
         if self.client.teacher_id is None:

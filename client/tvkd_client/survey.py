@@ -9,8 +9,9 @@ from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 from tvkd_client.completions import Completions
-from tvkd_client.roles import Role, Sources, base_role
+from tvkd_client.roles import Sources, base_role
 from tvkd_client.source import ServerSource, StoreSource, ValueSource
+from tvkd_client.training_settings import Role
 from tvkd_shared.errors import InvalidRequest, NotCached, WrongAnswer
 from tvkd_shared.shaping import log_probs
 from tvkd_shared.value import Float64

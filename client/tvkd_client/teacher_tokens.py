@@ -58,7 +58,7 @@ def teacher_tokenizer(setting: str, source: ValueSource | None) -> TeacherTokeni
                 "teacher's tokenizer"
             )
         teacher = source.client.teacher()
-        return TeacherTokenizer(setting, source.tokenize, teacher.tokenizer_digest, teacher.chat_template_digest)
+        return TeacherTokenizer(setting, source.client.tokenize, teacher.tokenizer_digest, teacher.chat_template_digest)
     tokenizer = load_tokenizer(setting)
     return TeacherTokenizer(
         setting,

@@ -5,14 +5,12 @@ import sys
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
-from tvkd_client.training_settings import TrainingSettings, help_text
+from tvkd_client.training_settings import Role, TrainingSettings, help_text
 from tvkd_shared.errors import TVKDError
-
-_ROLES = ("teacher", "teacher_reference", "reference")
 
 
 def train(argv: list[str]) -> int:
@@ -42,15 +40,16 @@ def servers(argv: list[str]) -> Iterator[tuple[str, str]]:
     """
     from tvkd_client.source import is_server  # noqa: PLC0415
 
+    names = ("objective", "alpha", "potential", *get_args(Role))
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("config", "objective", "alpha", "potential", *_ROLES):
+    for name in ("config", *names):
         flags.add_argument(f"--{name}", f"--{name.replace('_', '-')}", default=argparse.SUPPRESS)
     try:
         given: dict[str, Any] = vars(flags.parse_known_args(argv)[0])
         file = yaml.safe_load(Path(given.pop("config")).read_text(encoding="utf-8")) if "config" in given else {}
-        named = {name: file[name] for name in ("objective", "alpha", "potential", *_ROLES) if name in file} | given
+        named = {name: file[name] for name in names if name in file} | given
         settings = TrainingSettings(**named | {"alpha": float(named.get("alpha", 1))})
-        read = [role for role in _ROLES if settings.reads(role)]
+        read = [role for role in get_args(Role) if settings.reads(role)]
     except (argparse.ArgumentError, OSError, TypeError, ValueError, LookupError, TVKDError, yaml.YAMLError):
         return
     for role in read:

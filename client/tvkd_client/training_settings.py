@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from tvkd_client.dataset_flags import PROMPT_COLUMN
 from tvkd_shared.objective import Objective
 from tvkd_shared.shaping import POTENTIALS, Shaping
+
+Role = Literal["teacher", "teacher_reference", "reference"]
+"""T, a DPO-trained model; T0, the SFT model that its DPO started from; π_ref, the student before its training."""
 
 
 @dataclass
@@ -90,7 +93,7 @@ class TrainingSettings(Shaping):
     )
     quiet: bool = field(default=False, metadata={"help": "Do not show the first pair before training."})
 
-    def reads(self, role: str) -> bool:
+    def reads(self, role: Role) -> bool:
         """Whether the objective reads a role's values where they are given."""
         needs_teacher = self.objective != "tvkd" or self.alpha != 0
         needs_base = needs_teacher and (self.objective != "tvkd" or POTENTIALS[self.potential].relative)

@@ -48,31 +48,27 @@ def check() -> None:
             raise _refused(f"its DPOTrainer.{name} takes {parameters}, not {expected}")
 
 
-def prepare_preferences(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, name: str) -> datasets.Dataset:
-    """`token_rows` of the data set, made by DPOTrainer's own preparation. Nothing is cut and no row is dropped.
+def prepared(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+    """The rows with `TOKEN_COLUMNS`, by DPOTrainer's own preparation. Nothing is cut and no row is dropped.
 
-    Raises InvalidRequest as `token_rows` does, and when TRL has changed.
+    Raises InvalidRequest when TRL has changed, and whatever TRL raises.
     """
     check()
+    # TRL takes one row after another.
+    count = processes(len(rows))
     # These are all the attributes that the preparation reads. Without max_length it drops no row.
     trainer: Any = SimpleNamespace(_tokenizer=tokenizer)
-
-    def prepare(rows: datasets.Dataset) -> datasets.Dataset:
-        # TRL takes one row after another.
-        count = processes(len(rows))
-        config: Any = SimpleNamespace(dataset_num_proc=count, max_length=None, truncation_mode="keep_start")
-        if count:
-            # Of one row at a time threads have no use, and forking after they were used is warned of.
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        try:
-            tokens = DPOTrainer._prepare_dataset(trainer, rows, tokenizer, config, "preference")
-        except AttributeError as error:
-            raise _refused(f"preparing preference data failed with: {error}") from error
-        if not set(TOKEN_COLUMNS) <= set(tokens.column_names):
-            raise _refused(f"preparing preference data made the columns {', '.join(tokens.column_names)}")
-        return tokens
-
-    return token_rows(dataset, name, tokenizer, prepare)
+    config: Any = SimpleNamespace(dataset_num_proc=count, max_length=None, truncation_mode="keep_start")
+    if count:
+        # Of one row at a time threads have no use, and forking after they were used is warned of.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        tokens = DPOTrainer._prepare_dataset(trainer, rows, tokenizer, config, "preference")
+    except AttributeError as error:
+        raise _refused(f"preparing preference data failed with: {error}") from error
+    if not set(TOKEN_COLUMNS) <= set(tokens.column_names):
+        raise _refused(f"preparing preference data made the columns {', '.join(tokens.column_names)}")
+    return tokens
 
 
 class OpenDPOTrainer(DPOTrainer):

@@ -136,7 +136,7 @@ async def teacher(service: Ready) -> TeacherInfo:
 @v1.get("/vocabulary")
 async def vocabulary(service: Ready) -> Vocabulary:
     """Which token each id stands for: what a student is compared with whose vocabulary is not the same."""
-    return Vocabulary(tokens=await asyncio.to_thread(service.teacher.vocabulary))
+    return Vocabulary(tokens=await asyncio.to_thread(service.teacher.tokenizer.vocabulary))
 
 
 @v1.get("/store")

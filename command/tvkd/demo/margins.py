@@ -7,8 +7,8 @@ import numpy as np
 from tvkd_client.margins import ROUNDING
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.record import Record
-from tvkd_shared.shaping import Shaping
-from tvkd_shared.value import Float64, log_prob
+from tvkd_shared.shaping import Shaping, log_probs
+from tvkd_shared.value import Float64
 
 Records = Sequence[tuple[Record, Record]]
 """Of each pair the records of chosen and rejected."""
@@ -43,7 +43,7 @@ def shaping_weight(records: Records, shaping: Shaping) -> float:
 
 def log_prob_margins(records: Records) -> Float64:
     """log π(chosen) − log π(rejected) of the teacher itself: what its values are measured against, float64 [N]."""
-    return _margins(records, lambda record: float(log_prob(record.action_logits, record.values[1.0][:-1]).sum()))
+    return _margins(records, lambda record: float(log_probs(record, record.length).sum()))
 
 
 def length_differences(records: Records) -> Float64:

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from datasets import Dataset
 
-from tvkd_client.roles import Role, base_role
+from tvkd_client.roles import base_role
 from tvkd_client.source import ValueSource
+from tvkd_client.training_settings import Role
 from tvkd_shared.record import Record
 from tvkd_shared.shaping import log_probs
 from tvkd_shared.value import Float64

@@ -24,10 +24,11 @@ from tvkd_client.config import TVKDConfig
 from tvkd_client.dataset import DataArguments, load_preferences
 from tvkd_client.preference_tokens import load_tokenizer, tokenize_preferences
 from tvkd_client.preview import scores_of
-from tvkd_client.roles import Role, open_sources
+from tvkd_client.roles import open_sources
 from tvkd_client.source import StoreSource, ValueSource
 from tvkd_client.survey import mean_advantage
 from tvkd_client.train import build, pairs_of, parse
+from tvkd_client.training_settings import Role
 from tvkd_shared.dispatch import exit_code
 from tvkd_shared.ending import Ending, declared_eos
 from tvkd_shared.shaping import Shaping

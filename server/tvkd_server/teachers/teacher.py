@@ -138,10 +138,6 @@ class Teacher(ABC):
         numbers = await self._numbers(question)
         return [_record(question.columns, numbers_SK, self.info.dtype) for numbers_SK in numbers]
 
-    def vocabulary(self) -> list[str | None]:
-        """The token of each id that the teacher's tokenizer has."""
-        return self.tokenizer.vocabulary()
-
     def check(self, prompt_token_ids: Tokens, completions: Sequence[Tokens], where: str = "") -> None:
         """Refuse what the teacher cannot answer. `where` names the item in the message, such as "items[3]".
 

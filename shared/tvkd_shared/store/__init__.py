@@ -10,6 +10,7 @@ document     a JSON file with its checksum     format       store.json
 compact      many segments into few            gc           removing what is no longer live
 verify       checking every byte               copying      from one store into another
 certificate  how far a sample of the numbers was off
+write_ahead_log  checking SQLite's, for verify
 """
 
 from tvkd_shared.store.opening import open_store

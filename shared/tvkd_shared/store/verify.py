@@ -1,5 +1,6 @@
 """Checking every byte of a store: what a reader would find damaged one day is found now."""
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from tvkd_shared.store.recent import CHECKSUM_FILE, FILE
 from tvkd_shared.store.segment import METADATA, SEGMENTS, Segment, SegmentEntry, metadata_crc32, read_attributes
 
 _ATTEMPTS, _PAUSE_SECONDS = 4, 0.2
+
+_kept_open: list[int] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +102,19 @@ def _main_file(store: StoreReader, path: Path) -> Iterable[tuple[str, str]]:
     except Damaged as error:
         yield CHECKSUM_FILE, str(error)
         return
-    content = write_ahead_log.read_open_file(path)
+    content = _read_open_file(path)
     if (len(content), google_crc32c.value(content)) != (note["bytes"], note["crc32c"]):
         yield FILE, f"does not match {CHECKSUM_FILE}"
+
+
+def _read_open_file(path: Path) -> bytes:
+    """Bytes of a file that this process may have open in SQLite. The descriptor stays open.
+
+    Closing any descriptor of a file releases the locks that SQLite holds on it in this process (POSIX).
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    _kept_open.append(descriptor)
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
 def _index(store: StoreReader) -> list[Damage]:

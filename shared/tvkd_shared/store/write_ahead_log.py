@@ -4,10 +4,8 @@ The file is a header of 32 bytes, then frames: 24 bytes and a page each (https:/
 A frame belongs to the log while its two salts are those of the header; what lies behind is left from earlier use.
 """
 
-import os
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +16,6 @@ from tvkd_shared.store.recent import WAL
 UInt32 = npt.NDArray[np.uint32]
 _HEADER, _FRAME_HEADER = 32, 24
 _LITTLE, _BIG = 0x377F0682, 0x377F0683
-
-_kept_open: list[int] = []
 
 
 def check(files: Files) -> Iterator[tuple[str, str]]:
@@ -65,13 +61,3 @@ def _weights(count: int) -> tuple[UInt32, UInt32]:
         weights[:, pair] = power @ add
         power = power @ step
     return power, weights
-
-
-def read_open_file(path: Path) -> bytes:
-    """Bytes of a file that this process may have open in SQLite. The descriptor stays open.
-
-    Closing any descriptor of a file releases the locks that SQLite holds on it in this process (POSIX).
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    _kept_open.append(descriptor)
-    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
