@@ -12,7 +12,7 @@ from tvkd_server.problem import CODE, problem_of, unread
 from tvkd_server.service import Service
 from tvkd_server.waiting import convert, in_time, while_connected
 from tvkd_shared.arrow_stream import AnswerWriter
-from tvkd_shared.errors import TVKDError
+from tvkd_shared.errors import TeacherUnavailable, TVKDError
 from tvkd_shared.wire import ItemAnswer, PotentialsRequest
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,13 @@ async def streamed(request: Request, service: Service, question: PotentialsReque
     """The answer, once its first items are there. Raises what is wrong before, which is answered with its status."""
     ready: asyncio.Queue[Items] = asyncio.Queue()
     work = asyncio.create_task(in_time(request, service.items(question, client, ready.put_nowait)))
-    work.add_done_callback(lambda _: ready.put_nowait({}))
+
+    def finished(done: "asyncio.Task[None]") -> None:
+        if not done.cancelled():
+            done.exception()  # read once, so that asyncio does not warn when the client has left
+        ready.put_nowait({})
+
+    work.add_done_callback(finished)
     try:
         first = await while_connected(request, ready.get())
         if first:
@@ -62,6 +68,11 @@ class _Streamed(Response):
         scope[CODE] = "disconnected"  # unless it comes to its end
         try:
             await while_connected(self._request, self._send(scope, send))
+        except asyncio.CancelledError:
+            # At the end of --drain-seconds the connection is cut, and the client asks another server for the rest.
+            if not self._request.app.state.readiness.draining:
+                raise
+            scope[CODE] = TeacherUnavailable.code
         finally:
             self._work.cancel()
 

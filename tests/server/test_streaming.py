@@ -310,6 +310,7 @@ def test_a_server_that_ends_amid_a_stream_loses_nothing(tiny_teacher, tmp_path, 
     finally:
         for one in running:
             one.kill()
+    assert not [line for one in running for line in one.log if "Traceback" in line]
     for index, records in came.items():
         for one, other in zip(records, whole[index], strict=True):
             np.testing.assert_array_equal(one.numbers, other.numbers)
