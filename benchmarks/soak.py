@@ -2,9 +2,10 @@
 
     python benchmarks/soak.py --seconds 3600
 
-Side by side: clients that ask for a little on demand, a fill in bulk, ten times more than the queue holds, clients that
-die in the middle of a request, and readers that do not read. Each kind has an API key of its own. Meanwhile the disk
-refuses writes now and then, and the server is stopped by SIGTERM and started again. At the end it is checked that
+Side by side: clients that ask for a little on demand, answers that are streamed and sometimes left, a fill in bulk,
+ten times more than the queue holds, clients that die in the middle of a request, and readers that do not read. Each
+kind has an API key of its own. Meanwhile the disk refuses writes now and then, and the server is stopped by SIGTERM and
+started again. At the end it is checked that
 
 - each request was answered, or ended in an error: none waited longer than its time,
 - each value that was ever answered is still there, to the bit, and was the same each time,
@@ -42,7 +43,7 @@ QUEUE_TOKENS, REQUEST_SECONDS, TRANSFER_SECONDS = 20_000, 20, 3
 PATIENCE = 120
 """Seconds after which a request counts as hanging: longer than any bound of the server."""
 FAULT = "a disk that takes no writes"
-KINDS = ("trainer", "bulk", "overload", "dying", "slow")
+KINDS = ("trainer", "streaming", "bulk", "overload", "dying", "slow")
 
 
 def keys(folder: Path) -> Path:
@@ -96,6 +97,29 @@ class Soak:
                         self.keep(item, row)
                     known = (known + asked[:2])[-200:]
                 time.sleep(0.02)
+
+    def streaming(self, chance: random.Random) -> None:
+        """Items as they are computed, now and then left in the middle: what came has to be stored, and the same."""
+        fresh = np.random.default_rng(chance.getrandbits(32))
+        client = TeacherClient(self.server.url, api_key="streaming", request_tokens=QUEUE_TOKENS, patience=PATIENCE)
+        while not self.ended.is_set():
+            asked, came = [TokenItem(**item) for item in items(fresh, 30, 40, 30)], {}
+            try:
+                for index, records in client.stream(asked):
+                    came[index] = records
+                    if chance.random() < 0.01:
+                        break
+                again = client.potentials([asked[index] for index in came], cache="only")
+                self.note("streaming", "ok" if len(came) == len(asked) else "left")
+            except TVKDError as error:
+                self.note("streaming", error.code)
+                if error.code not in ("overloaded", "teacher-unavailable", "store-unavailable"):
+                    self.faults.append(f"streaming: {error}")
+                time.sleep(1)
+                continue
+            for first, second in zip(came.values(), again, strict=True):
+                if [one.numbers.tobytes() for one in first] != [one.numbers.tobytes() for one in second]:
+                    self.faults.append("a streamed value is another when it is asked for again")
 
     def bulk(self, chance: random.Random) -> None:
         """`tvkd prefetch`: what it was told is stored has to be there."""
@@ -198,7 +222,9 @@ class Soak:
         self.note("disturbed", FAULT)
 
     def run(self, seconds: float, seed: int) -> None:
-        kinds: list[Callable[[random.Random], None]] = [self.on_demand] * 3 + [self.bulk] * 2 + [self.overload] * 10
+        kinds: list[Callable[[random.Random], None]] = (
+            [self.on_demand] * 3 + [self.streaming] * 2 + [self.bulk] * 2 + [self.overload] * 10
+        )
         kinds += [self.dying] * 2 + [self.slow] * 2
 
         def work(number: int) -> None:
