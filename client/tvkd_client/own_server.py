@@ -1,11 +1,10 @@
 """A value server for one job: a process of its own, on a free loopback port, that ends with the job."""
 
-import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,9 +32,7 @@ class Server:
 
 
 @contextmanager
-def running_server(
-    model: Path | str, store: Path | str, log: Path, *flags: str, environment: Mapping[str, str] = os.environ
-) -> Iterator[Server]:
+def running_server(model: Path | str, store: Path | str, log: Path, *flags: str) -> Iterator[Server]:
     """`tvkd serve`, ready; stopped gracefully at the end, which seals its store.
 
     Raises TeacherUnavailable, with the end of its log, when it dies or is not ready in time; InvalidRequest, with the
@@ -43,9 +40,7 @@ def running_server(
     """
     serve = ["serve", "--host", "127.0.0.1", "--port", "0", f"--model={model}", f"--store={store}", *flags]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tvkd.cli", *serve], stdout=output, stderr=output, env=environment
-        )
+        process = subprocess.Popen([sys.executable, "-m", "tvkd.cli", *serve], stdout=output, stderr=output)
     server = Server(process, log)
     try:
         _wait_until_ready(server)

@@ -17,6 +17,7 @@ from tvkd_client.distributions import by_length, histogram
 from tvkd_client.margins import LOG_PROB, READINGS, RELATIVE_READINGS, length_agreement, statistics_of
 from tvkd_client.preview_tables import tables
 from tvkd_client.source import StoreSource, ValueSource, source_at
+from tvkd_shared.ending import Ending, declared_eos
 from tvkd_shared.errors import InvalidRequest, NoStore, NotCached
 from tvkd_shared.settings import shaping_command
 from tvkd_shared.shaping import POTENTIALS, Shaping, finite
@@ -70,8 +71,6 @@ class Preview(_Flags, DatasetFlags, cli_prog_name="tvkd preview"):  # type: igno
         datasets.disable_progress_bars()
         tokenizer = load_tokenizer(self.tokenizer)
         rows = tokenize_preferences(self.pairs(), tokenizer, str(self.dataset)).select_columns(list(TOKEN_COLUMNS))
-        from tvkd_shared.ending import Ending, declared_eos  # noqa: PLC0415
-
         ending = Ending(tokenizer, declared_eos(self.tokenizer)).of
         try:
             scores = scores_of(rows, sources, readings, ending)

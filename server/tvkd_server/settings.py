@@ -28,7 +28,7 @@ class ServeSettings(Command, cli_prog_name="tvkd serve"):
         "tvkd-store", description="the value store: a directory, or s3://…, gs://…, az://…; made if missing"
     )
     seal_bytes: PositiveInt = Field(
-        8 << 20, description="bytes that gather in the store's log before they become one Zarr segment"
+        8 << 20, description="bytes of recent values that gather before they become one Zarr segment"
     )
     publish_seconds: Annotated[float, Field(ge=0, le=60)] = Field(
         0.2, description="object storage: how long values gather before they are published, and answered, together"

@@ -17,7 +17,7 @@ LENGTHS = np.array([-2.0, 1.0, 0.0, 3.0, 1.0])
 
 SUMMARY = Summary(
     teacher_id="ab" * 16, teacher_name="tiny", pairs=100, sequences=200, tokens=1500,
-    bytes_in_log=40.0, bytes_sealed=20.0,
+    bytes_recent=40.0, bytes_sealed=20.0,
     bytes_alternatives={"top_50_json_lines": 1400.0, "full_bf16_logits": 98304.0},
     fills=(Fill(60.0, 200, 3100), Fill(1.5, 0, 0)),
     readings={"one": statistics_of(ONE, LENGTHS, ONE), "other": statistics_of(OTHER, np.zeros(5), ONE)},

@@ -32,7 +32,7 @@ class Summary:
     pairs: int
     sequences: int
     tokens: int
-    bytes_in_log: float
+    bytes_recent: float
     bytes_sealed: float
     bytes_alternatives: dict[str, float]
     fills: tuple[Fill, Fill]
@@ -56,7 +56,7 @@ def show(summary: Summary, console: Console) -> None:
         console.print()
         console.print(table)
     r = summary.shaping
-    temperature = "" if r.potential == "entropy" else f" at τ {r.temperature:g}"
+    temperature = f" at τ {r.temperature:g}" if r.reads_temperature else ""
     console.print(
         f"\nTVKD here: potential {r.potential}{temperature}, γ {r.gamma:g}, terminal {r.terminal}, "
         f"aggregate {r.aggregate}, α {summary.alpha:.3g} = 1 / (standard deviation of the margin)."
@@ -80,7 +80,7 @@ def _bytes(summary: Summary) -> Table:
     table = titled_table(title, "Kept for each token", "bytes", "against the store")
     rows = {
         "tvkd store, sealed": summary.bytes_sealed,
-        "tvkd store, still in its log": summary.bytes_in_log,
+        "tvkd store, not yet sealed": summary.bytes_recent,
         "top-50 JSON lines": summary.bytes_alternatives["top_50_json_lines"],
         "full logits, bfloat16": summary.bytes_alternatives["full_bf16_logits"],
     }

@@ -1,6 +1,5 @@
 """The demo from top to bottom. Read it as the shortest account of how the parts fit together."""
 
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -36,11 +35,6 @@ _MARKER = ".made-by-tvkd-demo"
 _SAMPLE = 16  # pairs whose whole distributions are written, to weigh them
 
 
-def _environment() -> dict[str, str]:
-    """The environment without settings that the user made for another server, such as an API key."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("TVKD_")}
-
-
 def run(settings: Demo) -> int:
     """All of it; the output folder then holds the store, the server's log and summary.json. Returns 0.
 
@@ -58,16 +52,14 @@ def run(settings: Demo) -> int:
         teacher = teacher_directory(console)
     with (
         clock.stage("server and two fills"),
-        running_server(
-            teacher, output / "store", output / "server.log", "--engine", settings.engine, environment=_environment()
-        ) as server,
+        running_server(teacher, output / "store", output / "server.log", "--engine", settings.engine) as server,
     ):
         console.print(f"tvkd serve: {teacher.name} at {server.url}")
         filling = Prefetch(
             server=server.url, dataset=str(data), tokenizer=str(teacher), temperatures=list(shaping.temperatures)
         )
         fills = _fill(server, filling), _fill(server, filling)
-        info, in_log = TeacherClient(server.url).teacher(), TeacherClient(server.url).store()
+        info, recent = TeacherClient(server.url).teacher(), TeacherClient(server.url).store()
     if fills[1].computed_completions or fills[1].teacher_tokens:
         raise TVKDError(f"the second fill ran the teacher on {fills[1].teacher_tokens} tokens; all were stored before")
 
@@ -113,7 +105,7 @@ def run(settings: Demo) -> int:
         pairs=len(pairs),
         sequences=sealed.sequences,
         tokens=sealed.tokens,
-        bytes_in_log=in_log.bytes_per_token,
+        bytes_recent=recent.bytes_per_token,
         bytes_sealed=sealed.bytes / sealed.tokens,
         bytes_alternatives=alternatives,
         fills=fills,

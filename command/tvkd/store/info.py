@@ -13,7 +13,7 @@ from tvkd_shared.store.format import FORMAT_VERSION
 
 
 def gather(store: StoreReader) -> dict[str, Any]:
-    """JSON of the whole store and of each teacher. Blocks in the log count in the whole only."""
+    """JSON of the whole store and of each teacher. Recent blocks count in the whole only."""
     counts = store.counts()
     provenance = store.teachers()
     entries = list(store.catalog.segments.values())
@@ -42,7 +42,7 @@ def gather(store: StoreReader) -> dict[str, Any]:
         "bytes": counts.bytes,
         "bytes_per_token": counts.bytes / counts.tokens if counts.tokens else 0.0,
         "segments": len(entries),
-        "in_log": len(store.recent_rows()),
+        "recent": len(store.recent_rows()),
         "commits": store.catalog.number,
         "corrupt": counts.corrupt,
         "teachers": of_teacher,
@@ -62,7 +62,7 @@ def table(contents: Mapping[str, Any]) -> RenderableType:
         f"{contents['store']}: format {contents['version']}, {precision}",
         f"{contents['sequences']:,} sequences, {contents['tokens']:,} tokens, {contents['bytes']:,} bytes "
         f"({contents['bytes_per_token']:.1f} a token), {contents['segments']} segments, "
-        f"{contents['in_log']:,} blocks in the log, {contents['commits']} commits",
+        f"{contents['recent']:,} recent blocks, {contents['commits']} commits",
     ]
     rows = Table("teacher", "", box=None, show_header=False, pad_edge=False)
     for teacher, summary in contents["teachers"].items():

@@ -46,11 +46,10 @@ def run(folder: Path) -> int:
     pairs = pairs_of(script, training, mixture)
     student = str(model.model_name_or_path)
     tokenizer = load_tokenizer(student)
-    stored = open_sources(training, {}).get("reference")
-    sources = None
+    opened, sources = open_sources(training, {}), None
     if given["control"]:
         tokens = tokenize_preferences(pairs["train"], tokenizer)
-        sources = _controlled(given["control"], training, tokens, Ending(tokenizer, declared_eos(student)))
+        sources = _controlled(given["control"], training, opened, tokens, Ending(tokenizer, declared_eos(student)))
     began = time.monotonic()
     trainer = build(pairs, training, model, sources)
     trainer.train()
@@ -67,7 +66,7 @@ def run(folder: Path) -> int:
         held_out.max_new_tokens,
         training.seed,
         reward,
-        stored if isinstance(stored, StoreSource) else None,
+        stored if isinstance(stored := opened.get("reference"), StoreSource) else None,
     )
     outcome = measure(trained, reference, how)
     if held_out.tasks:
@@ -92,9 +91,10 @@ def held_out_rows(held_out: HeldOutFile, script: DataArguments) -> Any:
     return rows if held_out.pairs is None else rows.select(range(min(held_out.pairs, len(rows))))
 
 
-def _controlled(control: str, training: TVKDConfig, tokens: Any, ending: Ending) -> dict[Role, ValueSource]:
+def _controlled(
+    control: str, training: TVKDConfig, sources: dict[Role, ValueSource], tokens: Any, ending: Ending
+) -> dict[Role, ValueSource]:
     """The control's sources. For the length alone, the settings become those of which S is a multiple of the length."""
-    sources = open_sources(training, {})
     # The models were checked just now, and the control's sources are other ones, which have no server to fill.
     training.bulk = False
     training.teacher_id = training.teacher_reference_id = training.reference_id = None

@@ -39,13 +39,14 @@ class TeacherPass:
             self._verify(model, probe_1L, output.last_hidden_state)
 
     @torch.inference_mode()
-    def score(self, questions: Sequence[Question]) -> list[Answer]:
-        """An answer to each question. When memory runs out, the questions are halved, then one question's rows."""
-        return self._score_within(questions, self._max_batch_tokens)
+    def score(self, questions: Sequence[Question], max_tokens: int | None = None) -> list[Answer]:
+        """An answer to each question, in batches of at most `max_tokens`, by default --max-batch-tokens.
 
-    def _score_within(self, questions: Sequence[Question], max_tokens: int) -> list[Answer]:
+        When memory runs out, the questions are halved, then one question's rows.
+        """
+        max_tokens = max_tokens or self._max_batch_tokens
         try:
-            return list(self._score(questions, max_tokens))
+            return list(self._tables(questions, max_tokens))
         except torch.OutOfMemoryError:
             pass  # halved below, where the error's traceback no longer holds the failed pass's tensors
         if torch.cuda.is_available():
@@ -53,15 +54,15 @@ class TeacherPass:
         if len(questions) > 1:
             middle = len(questions) // 2
             halves = questions[:middle], questions[middle:]
-            return [answer for half in halves for answer in self._score_within(half, max_tokens)]
+            return [answer for half in halves for answer in self.score(half, max_tokens)]
         prompt, completion = len(questions[0].prompt), max(map(len, questions[0].completions))
         padded = min(max_tokens, len(questions[0].completions) * (prompt + completion))
         if padded > prompt + completion:
-            return self._score_within(questions, padded // 2)
+            return self.score(questions, padded // 2)
         reason = f"the device's memory does not hold a prompt of {prompt} and a completion of {completion} tokens"
         return [TeacherUnavailable(f"{reason}; lower head_chunk, or give the teacher a larger device")]
 
-    def _score(self, questions: Sequence[Question], max_tokens: int) -> list[list[Float32]]:
+    def _tables(self, questions: Sequence[Question], max_tokens: int) -> list[list[Float32]]:
         """Each question's columns are picked from those of all questions, which one reduction computes together."""
         columns = list(dict.fromkeys(name for question in questions for name in question.columns))
         tables: dict[Row, Float32] = {}
@@ -107,7 +108,7 @@ class TeacherPass:
             values_L = reduce(logits_LV, probe_L, [VALUE]).flatten().cpu().numpy()
             # Narrower, because reading prompts again is no loss but of time: some models amplify rounding.
             tolerance /= 5
-            for (numbers_SK,) in self._score(questions, self._max_batch_tokens):
+            for (numbers_SK,) in self._tables(questions, self._max_batch_tokens):
                 if not np.allclose(numbers_SK.ravel(), values_L[-len(numbers_SK) :], rtol=0, atol=tolerance):
                     logger.warning("%s: its cache cannot be shared; prompts are read again", type(model).__name__)
                     self._backbone.shares_prompts = False
