@@ -91,6 +91,8 @@ def tiny_config(family: str) -> PreTrainedConfig:
     if text is None:
         return CONFIG_MAPPING[family](**_picked(default, SIZES | more))
     images = getattr(default, "vision_config", None)
+    if images is None and family in IMAGES:
+        images = default.sub_configs["vision_config"]()
     changes: dict[str, Any] = {"text_config": type(text)(**_picked(text, SIZES | more)).to_dict()}
     if images is not None:
         changes["vision_config"] = images.to_dict() | _picked(images, IMAGE_SIZES | more.get("vision_config", {}))
