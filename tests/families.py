@@ -52,7 +52,7 @@ SIZES: dict[str, Any] = {
     "qk_nope_head_dim": 16, "v_head_dim": 32, "state_size": 8, "mamba_d_state": 8, "mamba_d_head": 32,
     "mamba_n_heads": 4, "mamba_d_ssm": 128, "mamba_num_heads": 4, "mamba_head_dim": 32, "mamba_chunk_size": 8,
     "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
-    "attention_chunk_size": 16, "global_head_dim": 32, "num_global_key_value_heads": 1, "num_kv_shared_layers": 0,
+    "attention_chunk_size": 128, "global_head_dim": 32, "num_global_key_value_heads": 1, "num_kv_shared_layers": 0,
     "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": VOCABULARY,
 }  # fmt: skip
 IMAGE_SIZES: dict[str, Any] = {
@@ -76,7 +76,8 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "gemma4": {"layer_types": ["sliding_attention", "full_attention"], "num_experts": None},
     "gemma4_text": {"num_experts": None},
     "mllama": {"num_hidden_layers": 3, "cross_attention_layers": [1], "vision_config": {"vision_output_dim": 64}},
-    "llama4": {"vision_config": {"vision_output_dim": 32}},
+    "llama4": {"num_experts_per_tok": 1, "vision_config": {"vision_output_dim": 32}},
+    "llama4_text": {"num_experts_per_tok": 1},
     "qwen2_vl": {"rope_parameters": _MROPE},
     "qwen2_5_vl": {"rope_parameters": _MROPE},
     "qwen3_vl": {"rope_parameters": _MROPE},

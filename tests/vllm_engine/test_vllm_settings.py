@@ -72,18 +72,24 @@ def test_an_engine_argument_that_could_change_a_value_is_refused_with_what_to_do
             25,
             "beyond 24 tokens",
         ),
+        ({"attention_chunk_size": 8192, "max_position_embeddings": 131072}, None, "--max-model-len 8192"),
+        ({"attention_chunk_size": 8192, "max_position_embeddings": 131072}, 8193, "chunks of 8192 tokens"),
     ],
 )
 def test_positions_that_vllm_computes_otherwise_are_refused(config, max_model_len, words):
     with pytest.raises(InvalidRequest, match=words) as refusal:
-        refuse_other_positions(Checkpoint(Path("teacher"), "teacher", config), max_model_len)
+        refuse_other_positions(Checkpoint(Path("teacher"), "teacher", config), max_model_len, on_cpu=True)
     assert "\n" not in str(refusal.value)
 
 
 def test_positions_within_the_original_length_are_served():
     longrope = {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 24}}
-    refuse_other_positions(Checkpoint(Path("teacher"), "teacher", longrope), 24)
-    refuse_other_positions(Checkpoint(Path("teacher"), "teacher", {"rope_parameters": {"rope_type": "yarn"}}), None)
+    refuse_other_positions(Checkpoint(Path("teacher"), "teacher", longrope), 24, on_cpu=True)
+    yarn = {"rope_parameters": {"rope_type": "yarn"}}
+    refuse_other_positions(Checkpoint(Path("teacher"), "teacher", yarn), None, on_cpu=True)
+    chunked = Checkpoint(Path("teacher"), "teacher", {"attention_chunk_size": 8192, "max_position_embeddings": 131072})
+    refuse_other_positions(chunked, 8192, on_cpu=True)
+    refuse_other_positions(chunked, None, on_cpu=False)
 
 
 PRETEND = """

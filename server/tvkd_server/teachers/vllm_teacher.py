@@ -29,7 +29,7 @@ class VLLMTeacher(Teacher):
 
     def _load(self, checkpoint: Checkpoint, settings: ServeSettings) -> tuple[Any, int, int]:
         refuse_what_changes_values(settings.engine_args)
-        refuse_other_positions(checkpoint, settings.max_model_len)
+        refuse_other_positions(checkpoint, settings.max_model_len, on_cpu=private.ON_CPU)
         refuse_other_weights(checkpoint.directory)
         refuse_untied_head(checkpoint.directory)
         dtype = checkpoint.served_dtype(settings.dtype, on_cpu=private.ON_CPU)

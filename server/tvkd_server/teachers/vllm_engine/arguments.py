@@ -46,7 +46,7 @@ def refuse_what_changes_values(arguments: Mapping[str, Any]) -> None:
             raise InvalidRequest(f"--engine-args: {name} is not passed on to vLLM: {reason}")
 
 
-def refuse_other_positions(checkpoint: Checkpoint, max_model_len: int | None) -> None:
+def refuse_other_positions(checkpoint: Checkpoint, max_model_len: int | None, *, on_cpu: bool) -> None:
     """Raises InvalidRequest where vLLM computes positions in another way than transformers, so with other values.
 
     The check at the start would find it too, but not for a teacher that is too large to be compared.
@@ -65,5 +65,10 @@ def refuse_other_positions(checkpoint: Checkpoint, max_model_len: int | None) ->
         if original and (max_model_len is None or max_model_len > original):
             reason = f"beyond {original} tokens vLLM scales the positions of short sequences too"
             remedy = f"set --max-model-len {original}, or {remedy}"
+    elif on_cpu and (chunk := checkpoint.text_config.get("attention_chunk_size")):
+        longest = max_model_len or checkpoint.text_config.get("max_position_embeddings") or chunk
+        if longest > chunk:
+            reason = f"vLLM's CPU build does not end attention at chunks of {chunk} tokens"
+            remedy = f"set --max-model-len {chunk}, or {remedy}"
     if reason:
         raise InvalidRequest(f"{checkpoint.name} would have other values than under transformers: {reason}; {remedy}")
