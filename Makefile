@@ -1,4 +1,4 @@
-# make demo    runs the whole job on a small real teacher
+# make demo    runs the whole job on a small real teacher; DEMO has flags for it, such as DEMO="--steps 0"
 # make test    runs every check
 # make docs    builds the documentation site into site/
 # make study   finds out which objective helps a small student in a world whose true reward is known
@@ -45,13 +45,12 @@ serve: $(VENV)/demo.installed $(ENGINE_INSTALLED)
 	$(BIN)/tvkd serve --engine $(ENGINE) --model "$$($(BIN)/python -m tvkd.demo.teacher)"
 
 demo: $(VENV)/demo.installed $(ENGINE_INSTALLED)
-	$(BIN)/tvkd demo --engine $(ENGINE)
+	$(BIN)/tvkd demo --engine $(ENGINE) $(DEMO)
 
 study: $(VENV)/demo.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m studies.known_reward
 
 study-real: $(VENV)/demo.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[demo,study]"
 	HF_HUB_OFFLINE=1 $(BIN)/python -m studies.real_teacher
 
 test: $(VENV)/dev.installed $(ENGINE_INSTALLED) lint docs

@@ -11,7 +11,9 @@ import pytest
 from running_server import start_server
 from tvkd.demo.teacher import teacher_directory
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+STUDY = (ROOT / "docs/study.md").read_text()
 
 
 def same(written, real):
@@ -39,8 +41,18 @@ def test_the_request_in_readme_is_answered_as_it_says(tmp_path):
     assert same(json.loads(answer), json.loads(done.stdout)), done.stdout
 
 
+def test_what_students_earn_is_what_the_study_found():
+    def rows(text: str, title: str) -> list[list[str]]:
+        table = re.search(rf"^\| {title} .*?\n\n", text, re.MULTILINE | re.DOTALL)[0]
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n")[2:] if line]
+
+    found = {arm: (reward, control, kl) for arm, reward, kl, _, _, control, _ in rows(STUDY, r"arm \| true reward")}
+    written = [tuple(row[1:4]) for row in rows(README, "what small students earn, true reward known")]
+    assert written == [found[arm] for arm in ("DPO", "tvkd", "soft-label", "token k=1", "token k=3")]
+
+
 def test_the_package_s_description_has_no_link_that_leads_nowhere():
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     text, hooks = README, project["tool"]["hatch"]["metadata"]["hooks"]
     for change in hooks["fancy-pypi-readme"]["substitutions"]:
         text = re.sub(change["pattern"], change["replacement"], text)

@@ -43,7 +43,8 @@ class Watch:
         folder.mkdir()
         (folder / "sitecustomize.py").write_text(_HOOK)
         self._log = folder / "called"
-        self.environment = {"PYTHONPATH": str(folder), "WATCHED": str(self._log), "HF_HUB_OFFLINE": "0"}
+        path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+        self.environment = {"PYTHONPATH": path, "WATCHED": str(self._log), "HF_HUB_OFFLINE": "0"}
         subprocess.run([sys.executable, "-c", _PROBE], env=os.environ | self.environment, check=True)
         assert self.called() == ["localhost", "192.0.2.1"] and self.strangers() == ["192.0.2.1"], "the watch is blind"
         self._log.write_text("")

@@ -1,26 +1,27 @@
 """Students of one world and seed: where each arm's values come from, its training, and what its samples earn."""
 
 import json
+import random
 import tempfile
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel
 
 from studies.known_reward.models import SETTINGS, load, log_probs, run, sample, tokenizer
 from studies.known_reward.world import World
-from tvkd.demo.control import partners
-from tvkd.demo.margins import shaping_weight
 from tvkd.study.controls import LengthSource, ShuffledSource, TrainingPairs
 from tvkd_client import StoreSource, TVKDConfig, TVKDTrainer
 from tvkd_client.preference_tokens import tokenize_preferences
 from tvkd_client.source import ValueSource
-from tvkd_shared.record import Record
+from tvkd_shared.shaping import Shaping
 
 LENGTH, SHUFFLED = "length", "shuffled"
 """What an arm's `values` may be in place of the teacher's: the completion's length, or another pair's values."""
@@ -71,7 +72,7 @@ class Students:
                 lr_scheduler_type="constant_with_warmup", warmup_steps=10, quiet=True,
             )  # fmt: skip
             if spread is not None:
-                args.alpha = spread * shaping_weight(self._records(sources["teacher"]), args.shaping)
+                args.alpha = spread / np.std(self._margins(sources["teacher"], args.shaping)).item()
             student = load(self._folder / "S0")
             run(
                 TVKDTrainer(student, args=args, train_dataset=self._data, sources=sources, processing_class=tokenizer())
@@ -90,10 +91,28 @@ class Students:
                 sources[role] = ShuffledSource(sources[role], TrainingPairs.of(self._tokens), self._partner)
         return sources
 
-    def _records(self, source: ValueSource) -> list[tuple[Record, Record]]:
+    def _margins(self, source: ValueSource, shaping: Shaping) -> list[float]:
         rows = self._tokens.select(self._used)
         sides = (source.fetch(rows["prompt_ids"][:], rows[side][:]) for side in ("chosen_ids", "rejected_ids"))
-        return list(zip(*sides, strict=True))
+        chosen, rejected = ([shaping.of(one, kept=one.length, end=one.length) for one in side] for side in sides)
+        return list(np.subtract(chosen, rejected))
+
+
+def partners(lengths: Sequence[tuple[int, int]], seed: int) -> dict[int, int]:
+    """For each pair another pair whose completions have the same two lengths: a permutation with no fixed point.
+
+    A pair without a partner is omitted. `tvkd study` keeps such pairs, and stretches the values of like lengths.
+    """
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, both in enumerate(lengths):
+        alike[both].append(index)
+    chance = random.Random(seed)
+    partner: dict[int, int] = {}
+    for group in alike.values():
+        if len(group) > 1:
+            chance.shuffle(group)
+            partner.update(zip(group, group[1:] + group[:1], strict=True))
+    return partner
 
 
 def evaluate(world: World, model: GPT2LMHeadModel, reference: GPT2LMHeadModel, seed: int) -> Outcome:

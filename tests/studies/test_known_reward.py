@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from studies.known_reward.models import log_probs, random_model, sample
 from studies.known_reward.report import interval, table
+from studies.known_reward.students import partners
 from studies.known_reward.world import EOS, LONGEST, World
 from tvkd.study.controls import LengthSource
 from tvkd_shared.shaping import Shaping
@@ -76,6 +79,14 @@ def test_samples_follow_the_probabilities_that_kl_is_measured_with():
 def test_the_source_of_lengths_gives_shaping_that_is_the_length():
     (record,) = LengthSource().fetch([[2, 3, 4]], [[5, 6, 1]])
     assert Shaping().of(record, kept=3, end=3) == 3
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=30), st.integers(0, 5))
+def test_partners_are_a_permutation_of_pairs_with_equal_lengths_and_none_is_its_own(lengths, seed):
+    partner = partners(lengths, seed)
+    assert sorted(partner) == sorted(partner.values())
+    assert all(own != other and lengths[own] == lengths[other] for own, other in partner.items())
+    assert set(partner) == {i for i, both in enumerate(lengths) if lengths.count(both) > 1}
 
 
 def test_an_interval_is_that_of_worlds_and_seeds_drawn_again():

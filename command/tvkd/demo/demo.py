@@ -1,25 +1,25 @@
-"""`tvkd demo`: teacher, server, store, three students and the tables, in one command and about five minutes."""
+"""`tvkd demo`: teacher, server, store, preview and a small study of four objectives, in one command."""
 
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from tvkd_shared.settings import shaping_command
-
-_Flags: Any = shaping_command("tvkd demo", gamma=0.0, potential="entropy", aggregate="mean")
+from tvkd_shared.settings import Command
 
 
-class Demo(_Flags):  # type: ignore[misc]
-    """Run the main job on a real small teacher: fill a store over HTTP, train students from it. No network."""
+class Demo(Command, cli_prog_name="tvkd demo"):
+    """Run the main job on a real small teacher: fill a store over HTTP, look, train students from it. No network."""
 
-    output: Path = Field(Path("demo-output"), description="folder for the store, the server's log and summary.json")
+    output: Path = Field(Path("demo-output"), description="folder for the store, the study and summary.json")
     engine: Literal["transformers", "vllm"] = Field("transformers", description="the server's engine")
     pairs: PositiveInt | None = Field(None, description="use only the first so many of the 1,000 pairs")
-    steps: PositiveInt = Field(14, description="training steps of each run, 8 pairs a step")
-    seed: int = Field(0, description="of the order of the pairs and of the control's shuffle")
+    steps: NonNegativeInt = Field(
+        10, description="training steps of each student, 8 pairs a step; 0 makes no student, and only shows the values"
+    )
+    seeds: PositiveInt = Field(1, description="how often each student is trained, each time with another seed")
 
     def run(self) -> int:
         # What is set for the user's own server and trainer is not for this one.
