@@ -101,13 +101,25 @@ def test_files_beside_those_of_an_index_are_allowed_because_vllm_keeps_to_the_in
     refuse_other_weights(tmp_path)
 
 
-def test_a_head_that_vllm_would_not_use_is_refused(saved, tmp_path):
+FORMS = {
+    "safetensors": lambda weights, folder: save_file(weights, folder / "model.safetensors", {"format": "pt"}),
+    "bin": lambda weights, folder: torch.save(weights, folder / "pytorch_model.bin"),
+    "bin of old": lambda weights, folder: torch.save(
+        weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_head_that_vllm_would_not_use_is_refused(form, saved, tmp_path):
     directory = shutil.copytree(saved("llama"), tmp_path / "llama")
+    weights = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    FORMS[form](weights, directory)
     refuse_untied_head(directory)
     config(directory, tie_word_embeddings=True)
     with pytest.raises(InvalidRequest, match=r"lm_head.weight that is not its embeddings.*set that to false"):
         refuse_untied_head(directory)
-    weights = load_file(directory / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    FORMS[form](weights, directory)
     refuse_untied_head(directory)

@@ -1,5 +1,6 @@
 """What vLLM would make of a checkpoint's files that the teacher's id does not mean."""
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -45,11 +46,19 @@ def refuse_untied_head(directory: Path) -> None:
 
 
 def _tensor(directory: Path, ends: tuple[str, ...]) -> Tensor | None:
+    """The first tensor whose name ends so, None where there is none."""
+    tensor: Tensor
     for path in weights.files(directory):
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118 - it is no dict
                     if name.endswith(ends):
-                        tensor: Tensor = file.get_tensor(name)
+                        tensor = file.get_tensor(name)
                         return tensor
+        else:
+            # Mapped, so that only this tensor is read; the oldest form of such files cannot be.
+            state = torch.load(path, "cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+            for name, tensor in state.items():
+                if name.endswith(ends):
+                    return tensor
     return None
