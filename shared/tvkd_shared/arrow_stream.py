@@ -87,7 +87,7 @@ class AnswerReader:
         try:
             for message in self._messages.feed(piece):
                 if not self._schema:
-                    pa.ipc.read_schema(pa.ipc.read_message(message))
+                    pa.ipc.open_stream(message)  # unlike `read_schema`, it survives a message of another kind
                     self._schema = message
                 else:
                     yield self._part(message)

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tvkd_shared import arrow_codec
@@ -123,11 +123,12 @@ def test_what_is_no_such_stream_is_refused(wrong):
 
 
 @settings(max_examples=300)
-@given(st.data())
-def test_a_damaged_stream_is_read_or_refused_and_nothing_else_happens(data):
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
+@example([(20, 66), (280, 139)])  # `pyarrow.ipc.read_schema` dies of this, with its process
+def test_a_damaged_stream_is_read_or_refused_and_nothing_else_happens(changes):
     stream = bytearray(written([2], [0, 1], failure=1.0))
-    for _ in range(data.draw(st.integers(1, 4))):
-        stream[data.draw(st.integers(0, len(stream) - 1))] = data.draw(st.integers(0, 255))
+    for place, byte in changes:
+        stream[place % len(stream)] = byte
     reader = AnswerReader(REQUEST.columns())
     try:
         for part in reader.feed(bytes(stream)):
