@@ -22,7 +22,7 @@ def everything(place):
     with closing(StoreReader(place)) as store:
         numbers = {}
         for name, entry in store.catalog.segments.items():
-            for key in store.segment(name).keys():  # noqa: SIM118
+            for key in store.segment(name).keys():  # noqa: SIM118 - a method, not a dict's
                 for column in column_names([2.0]):
                     if record := store.get([key.tobytes()], [column])[0]:
                         numbers[key.tobytes(), column] = record.numbers.tobytes()

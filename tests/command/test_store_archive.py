@@ -1,13 +1,13 @@
 """`tvkd store export` and `import`: what goes from one store into another, by folder or by archive."""
 
-import resource
 import zipfile
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import numpy as np
 import pytest
 from store_commands import everything, run
 
+from full_disk import files_no_larger_than
 from tvkd.store.command import store as main
 from tvkd_shared.store import StoreReader, open_store
 
@@ -74,17 +74,6 @@ def test_an_import_that_is_refused_makes_nothing(filled, reduced, capsys, tmp_pa
     assert main(["import", "--store", str(filled / "values"), "--source", str(reduced)]) == 2
     assert "use a store of the same precision" in capsys.readouterr().err
     assert everything(filled / "values") == before
-
-
-@contextmanager
-def files_no_larger_than(size):
-    """As a full disk: a write beyond `size` bytes of any file fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def packed(folder, archive, below=""):

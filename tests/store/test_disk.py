@@ -1,7 +1,6 @@
 """A second writer, a full disk, a folder that is not writable: one clear line, and nothing committed is lost."""
 
 import os
-import resource
 import shutil
 import sqlite3
 import subprocess
@@ -14,23 +13,13 @@ from pathlib import Path
 import pytest
 from stored_records import TEACHER, as_killed, bits, found_in, key_of, numbered, record_of
 
+from full_disk import files_no_larger_than
 from tvkd_shared.errors import StoreUnavailable
 from tvkd_shared.store import StoreReader, open_store, recent
 from tvkd_shared.store import folder as folder_module
 from tvkd_shared.store.verify import verify
 
 NOBODY = 65534
-
-
-@contextmanager
-def files_no_larger_than(size: int):
-    """As a full disk: a write beyond `size` bytes of any file fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager
