@@ -7,7 +7,6 @@ Each outcome is written into the page's table as soon as it is known; what was n
 """
 
 import argparse
-import asyncio
 import os
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from small_models import LONGEST, VOCABULARY, Expected, save_with_biases, score_all, tokens
+from small_models import LONGEST, VOCABULARY, Expected, ask_once, save_with_biases, tokens
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.loading import load_teacher
 from tvkd_shared.errors import TVKDError
@@ -173,12 +172,7 @@ def outcome(family: str, engine: str) -> str:
         except TVKDError as error:
             return f"refused: {error}".replace(str(directory), family)
 
-        async def ask() -> list[list[Record]]:
-            answers = await score_all(teacher, QUESTIONS)
-            await teacher.close()
-            return answers
-
-        return f"{worst_error(directory, asyncio.run(ask())):.0e}"
+        return f"{worst_error(directory, ask_once(teacher, QUESTIONS)):.0e}"
 
 
 def outcome_in_its_own_process(family: str, engine: str) -> str:

@@ -94,15 +94,17 @@ class Expected:
 class Reference:
     """The model as transformers gives it: one sequence a forward, no cache, no padding, full logits."""
 
-    def __init__(self, directory: Path, attention: str = "eager") -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, attn_implementation=attention
-        ).eval()
+    def __init__(
+        self, directory: Path, attention: str = "eager", *, device: str = "cpu", dtype: str = "float32"
+    ) -> None:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention)
+        self.model = model.to(device).eval()
 
     @torch.no_grad()
     def __call__(self, prompt: Sequence[int], completion: Sequence[int]) -> Expected:
-        logits_LV = self.model(torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0]
-        return Expected(logits_LV[len(prompt) - 1 :].double().numpy(), completion)
+        ids_1L = torch.tensor([[*prompt, *completion]], device=self.model.device)
+        logits_LV = self.model(ids_1L, use_cache=False).logits[0]
+        return Expected(logits_LV[len(prompt) - 1 :].double().cpu().numpy(), completion)
 
 
 def assert_agrees(record: Record, expected: Expected, tolerance: float = 1e-4) -> None:
@@ -133,3 +135,14 @@ async def score_all(teacher: Teacher, questions: Sequence[Asked], **options: Any
 def ask(teacher: Teacher, *questions: Asked) -> list[list[Record]]:
     """The same from a synchronous test."""
     return asyncio.run(score_all(teacher, questions))
+
+
+def ask_once(teacher: Teacher, questions: Sequence[Asked]) -> list[list[Record]]:
+    """The same, and the teacher is closed, which an engine with processes of its own needs."""
+
+    async def ask_and_close() -> list[list[Record]]:
+        answers = await score_all(teacher, questions)
+        await teacher.close()
+        return answers
+
+    return asyncio.run(ask_and_close())
