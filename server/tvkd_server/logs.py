@@ -5,7 +5,6 @@ from typing import Literal
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
-from transformers.utils.logging import disable_progress_bar
 
 from tvkd_server.timing import CURRENT
 
@@ -29,6 +28,8 @@ def configure(form: Literal["text", "json"]) -> None:
             )
         )
         handler.addFilter(_name_request)
+        from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415 - it takes a second
+
         disable_progress_bar()  # type: ignore[no-untyped-call]  # that of a model's loading is no JSON
     else:
         REQUESTS.setLevel(logging.WARNING)

@@ -13,10 +13,6 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from pydantic import ValidationError
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-)
 
 from tvkd_server.teachers import weights
 from tvkd_shared.adapter import is_adapter
@@ -157,6 +153,11 @@ def _download(repository: str, weights_pattern: str) -> Path:
 
 def _refuse_other_models(model: str | Path, config: dict[str, Any]) -> None:
     kind = str(config.get("model_type"))
+    from transformers.models.auto.modeling_auto import (  # noqa: PLC0415 - it takes seconds, and only a teacher needs it
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
     tables = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     known = {name for table in tables for name in _names(table.get(kind))}
     if not known:

@@ -15,7 +15,6 @@ import numpy as np
 
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.checkpoint import Checkpoint, first_line
-from tvkd_server.teachers.head import column_function
 from tvkd_server.teachers.tokenizer import Tokenizer
 from tvkd_shared.errors import (
     InvalidRequest,
@@ -125,13 +124,13 @@ class Teacher(ABC):
     ) -> list[Record]:
         """A record of these columns for each completion after one prompt, in order.
 
-        Raises InvalidRequest (see `check`), ValueError for a column that no teacher computes, and TeacherUnavailable
+        Raises InvalidRequest (see `check`), ValueError for a name that no column has, and TeacherUnavailable
         when the engine is closed, dead or out of memory; NotFinite when the numbers of a completion are not finite.
         """
         # No token reaches an engine but through here: one outside the vocabulary would kill it.
         self.check(prompt_token_ids, completions)
         for name in columns:
-            column_function(name)
+            has_last_state(name)  # raises
         if self._closed:
             raise TeacherUnavailable("the teacher is closed; start the server again")
         question = Question(list(prompt_token_ids), [list(ids) for ids in completions], tuple(columns))

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from tvkd_server.teachers.checkpoint import first_line
 from tvkd_shared.ending import Ending, declared_eos
 from tvkd_shared.errors import InvalidRequest
@@ -27,6 +25,8 @@ class Tokenizer:
         self._ending: Ending | None = None
         if not any((directory / name).exists() for name in _FILES):
             return
+        from transformers import AutoTokenizer  # noqa: PLC0415 - it takes seconds, and only a teacher needs it
+
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         except Exception as error:
