@@ -1,6 +1,7 @@
 """The FastAPI app of one teacher and one store."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -34,10 +35,14 @@ def create_app(
     def open_service() -> Service:
         store = open_store(settings.store, seal_bytes=settings.seal_bytes, mantissa_bits=settings.mantissa_bits)
         try:
-            return Service(load_teacher(), store, settings, metrics)
+            service = Service(load_teacher(), store, settings, metrics)
         except BaseException:
             store.close()
             raise
+        # Else the garbage collector goes through all that the engine imported, now and then and for tenths of a second.
+        gc.collect()
+        gc.freeze()
+        return service
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -49,6 +54,7 @@ def create_app(
         watching.cancel()
         if readiness.service:
             await readiness.service.close()
+        gc.unfreeze()
 
     app = FastAPI(title="tvkd", summary="Per-token teacher values for preference distillation", lifespan=lifespan)
     app.state.keys = keys = Keys(settings.bearer_token(), settings.api_keys)

@@ -1,11 +1,13 @@
 """The way of a request: claim, look-up, admission, teacher, store, answer."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from tvkd_server.admission import Admission
 from tvkd_server.flights import Claim, Flights, Landing
@@ -32,13 +34,19 @@ from tvkd_shared.wire import (
 MAX_COMPLETIONS = 16_384
 """Completions in one request: each costs the event loop some microseconds, which other requests wait for."""
 
+_AT_ONCE = 256
+"""Prompts of one request that wait for the teacher, or are with it: as many as an engine reads side by side. To begin
+and to give up each of them costs the event loop tens of microseconds."""
+
+TokenIds = npt.NDArray[np.uint32]
+
 
 @dataclass(slots=True)
-class _Question:
-    """What the teacher is asked: a prompt, and by key the completions after it, each once in a request."""
+class _Misses:
+    """A prompt, and by key those completions after it that the teacher computes, each once in a request."""
 
-    prompt: list[int]
-    completions: dict[bytes, list[int]]
+    prompt: TokenIds
+    completions: dict[bytes, TokenIds]
 
     @property
     def tokens(self) -> int:
@@ -146,48 +154,46 @@ class Service:
     async def _land(self, items: list[Item], claim: Claim, columns: tuple[str, ...], asker: Asker) -> None:
         """Look the claimed keys up, and have the teacher compute what is missing; only that is admitted."""
         claim.land(await self._look_up(claim.keys, columns))
-        questions = _questions(items, claim.keys)
-        with self._admission.hold(sum(question.tokens for question in questions), asker):
-            await _all(self._compute(question, claim, columns, asker) for question in questions)
+        prompts = _misses(items, claim.keys)
+        with self._admission.hold(sum(misses.tokens for misses in prompts), asker):
+            await _for_each(prompts, lambda misses: self._compute(misses, claim, columns, asker))
 
-    async def _compute(self, question: _Question, claim: Claim, columns: tuple[str, ...], asker: Asker) -> None:
+    async def _compute(self, misses: _Misses, claim: Claim, columns: tuple[str, ...], asker: Asker) -> None:
         """Compute and store; what is answered is what was stored, the same bytes then and ever after."""
         try:
-            records = await self._score(question, columns, asker)
+            records = await self._score(misses, columns, asker)
             with self.metrics.stage("store", self.metrics.store_seconds.labels("put")):
-                stored = await self._commit.put(list(zip(question.completions, records, strict=True)))
+                stored = await self._commit.put(list(zip(misses.completions, records, strict=True)))
         except NotFinite as error:
-            if len(question.completions) == 1:
-                claim.fail(question.completions, error)
+            if len(misses.completions) == 1:
+                claim.fail(misses.completions, error)
                 raise
-            await _all(
-                self._compute(_Question(question.prompt, {key: ids}), claim, columns, asker)
-                for key, ids in question.completions.items()
-            )
+            alone = [_Misses(misses.prompt, {key: ids}) for key, ids in misses.completions.items()]
+            await _for_each(alone, lambda one: self._compute(one, claim, columns, asker))
         except Exception as error:
-            claim.fail(question.completions, error)
+            claim.fail(misses.completions, error)
             raise
         else:
-            claim.land(_landings(question, stored))
+            claim.land(_landings(misses, stored))
 
     async def _without_store(
         self, items: list[Item], gathering: Gathering, columns: tuple[str, ...], asker: Asker
     ) -> None:
-        async def compute(question: _Question) -> None:
-            gathering.land(_landings(question, await self._score(question, columns, asker)))
+        async def compute(misses: _Misses) -> None:
+            gathering.land(_landings(misses, await self._score(misses, columns, asker)))
 
-        questions = _questions(items, gathering.pending)
-        with self._admission.hold(sum(question.tokens for question in questions), asker):
-            await _all(map(compute, questions))
+        prompts = _misses(items, gathering.pending)
+        with self._admission.hold(sum(misses.tokens for misses in prompts), asker):
+            await _for_each(prompts, compute)
 
-    async def _score(self, question: _Question, columns: tuple[str, ...], asker: Asker) -> list[Record]:
-        completions = list(question.completions.values())
+    async def _score(self, misses: _Misses, columns: tuple[str, ...], asker: Asker) -> list[Record]:
         async with AsyncExitStack() as with_teacher:
             with self.metrics.stage("queue", self.metrics.queue_seconds.labels(asker.work)):
-                await with_teacher.enter_async_context(self._turns.turn(asker, question.tokens))
+                await with_teacher.enter_async_context(self._turns.turn(asker, misses.tokens))
             with self.metrics.stage("teacher", self.metrics.teacher_seconds):
-                records = await self.teacher.score(question.prompt, completions, columns)
-        self.metrics.teacher_tokens.inc(question.tokens)
+                completions = [ids.tolist() for ids in misses.completions.values()]
+                records = await self.teacher.score(misses.prompt.tolist(), completions, columns)
+        self.metrics.teacher_tokens.inc(misses.tokens)
         self.metrics.computed.inc(len(records))
         return records
 
@@ -223,24 +229,34 @@ class Service:
         await asyncio.to_thread(self.store.close)
 
 
-async def _all(computing: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run all of them to their end. When one raises, its error is raised after the others have landed what they can."""
-    for outcome in await asyncio.gather(*computing, return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            raise outcome
+async def _for_each(prompts: Sequence[_Misses], work: Callable[[_Misses], Awaitable[None]]) -> None:
+    """Work on all of them to their end, on some at once. When one raises, the first one's error is raised after it."""
+    waiting = iter(enumerate(prompts))
+    errors: dict[int, Exception] = {}
+
+    async def next_ones() -> None:
+        for number, misses in waiting:
+            try:
+                await work(misses)
+            except Exception as error:
+                errors[number] = error
+
+    await asyncio.gather(*(next_ones() for _ in prompts[:_AT_ONCE]))
+    if errors:
+        raise errors[min(errors)]
 
 
-def _questions(items: Sequence[Item], keys: Iterable[bytes]) -> list[_Question]:
-    """What to ask the teacher for these keys, each once."""
+def _misses(items: Sequence[Item], keys: Iterable[bytes]) -> list[_Misses]:
+    """What the teacher computes for these keys, each once."""
     wanted = set(keys)
-    questions = []
+    prompts = []
     for item in items if wanted else ():
-        completions = {key: ids.tolist() for key, ids in zip(item.keys, item.completions, strict=True) if key in wanted}
-        wanted -= completions.keys()
+        completions = {key: ids for key, ids in zip(item.keys, item.completions, strict=True) if key in wanted}
+        wanted.difference_update(completions)
         if completions:
-            questions.append(_Question(item.prompt.tolist(), completions))
-    return questions
+            prompts.append(_Misses(item.prompt, completions))
+    return prompts
 
 
-def _landings(question: _Question, records: Sequence[Record]) -> dict[bytes, Landing]:
-    return {key: Landing(record, True) for key, record in zip(question.completions, records, strict=True)}
+def _landings(misses: _Misses, records: Sequence[Record]) -> dict[bytes, Landing]:
+    return {key: Landing(record, True) for key, record in zip(misses.completions, records, strict=True)}

@@ -91,3 +91,22 @@ def test_a_digest_is_made_once_for_each_completion_of_a_request(counted, monkeyp
     monkeypatch.setattr(keys.hashlib, "blake2b", lambda *arguments, **rest: Counted(blake2b(*arguments, **rest)))
     ask(client)
     assert len(made) == 3
+
+
+def test_of_a_request_of_any_size_few_prompts_are_worked_on_at_once(counted):
+    client, _, put = counted
+    teacher = client.app.state.readiness.service.teacher
+    at_work, most, score = 0, 0, teacher.score
+
+    async def scored(*question):
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        records = await score(*question)
+        at_work -= 1
+        return records
+
+    teacher.score = scored
+    items = [{"prompt_token_ids": [9 + n % 90], "completions": [[9 + n // 90]]} for n in range(900)]
+    answer = client.post("/v1/potentials", json={"items": items, "return": "digests"})
+    assert (answer.status_code, len(put), most) == (200, 900, 256)
