@@ -10,7 +10,7 @@ import pytest
 from running_server import start_server
 from tvkd_shared.store import StoreReader
 
-KILLS, CLIENTS = 30, 4
+KILLS, CLIENTS = 10, 4
 
 
 def random_item(rng):

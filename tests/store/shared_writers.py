@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import obstore
+import zarr.codecs  # noqa: F401 - once here, and not in each writer
 from stored_records import key_of, record_of
 
 from tvkd_shared.store import StoreReader, open_store

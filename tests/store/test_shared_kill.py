@@ -92,7 +92,7 @@ def test_a_compaction_or_import_killed_at_a_request_loses_and_changes_nothing(pl
 def test_two_writers_of_the_same_keys_killed_at_any_moment_lose_nothing_and_agree(place):
     moment, witness = random.Random(0), Witness(place)
     with writers(place) as at_once:
-        for kill in range(8):
+        for kill in range(5):
             first = max(witness.acknowledged, default=-1) + 1
             batches = [[n, n + 1] for n in range(first, first + 200, 2)]
             tasks = [

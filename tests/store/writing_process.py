@@ -13,6 +13,7 @@ import sqlite3
 import sys
 from pathlib import Path
 
+import zarr.codecs  # noqa: F401 - once here, and not in each child
 from stored_records import TEACHER, numbered
 
 from tvkd_shared.store import StoreReader, open_store
