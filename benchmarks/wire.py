@@ -1,13 +1,14 @@
-"""What a cached answer costs the server's processor, through HTTP, as Arrow and as JSON, beside a bare FastAPI app.
+"""What a cached answer costs the server's processor, through HTTP, as Arrow and as JSON, beside two floors.
 
     python benchmarks/wire.py [--requests 300] [--tokens 300]
 
 A real `tvkd serve` with a tiny random teacher, pinned to one core, is asked again and again for 64 completions (32
 prompts with two each) that its store holds in sealed segments, with entropies. The time is the CPU time of the
-server's process, user and system, so that the asking process costs nothing. The bare app, under the same uvicorn,
-decodes the same Arrow request with pyarrow and encodes an answer of the same bytes: it neither checks, nor makes keys,
-nor looks anything up.
-Tokens are those of the completions.
+server's process, user and system, so that the asking process costs nothing. Then one completion is asked for at a time.
+
+Beside it stand a bare FastAPI app under the same uvicorn, which decodes the same Arrow request with pyarrow and encodes
+an answer of the same bytes: it neither checks, nor makes keys, nor looks anything up; and the store in this process,
+which reads the same keys with no server. Tokens are those of the completions.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -26,10 +28,13 @@ import pyarrow as pa
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tvkd_shared import arrow_codec
+from tvkd_shared.record import column_names
+from tvkd_shared.store import StoreReader
 from tvkd_shared.wire import PotentialsRequest, RequestOptions, TokenItem
 
 WORDS, PROMPTS, PROMPT = 1000, 32, 100
 ARROW, JSON = arrow_codec.MEDIA_TYPE, "application/json"
+ONE = "one completion"
 
 
 def teacher(folder: Path) -> Path:
@@ -39,6 +44,7 @@ def teacher(folder: Path) -> Path:
 
 
 def bodies(tokens: int) -> dict[str, bytes]:
+    """The request by media type, and under ONE its first completion alone."""
     random = np.random.default_rng(0)
     items = [
         TokenItem(random.integers(0, WORDS, PROMPT), [random.integers(0, WORDS, tokens) for _ in range(2)])
@@ -49,7 +55,9 @@ def bodies(tokens: int) -> dict[str, bytes]:
         for item in items
     ]
     json = PotentialsRequest(entropy=True, items=lists).model_dump_json(by_alias=True, exclude_none=True)
-    return {ARROW: arrow_codec.encode_request(RequestOptions(entropy=True), items), JSON: json.encode()}
+    options, first = RequestOptions(entropy=True), TokenItem(items[0].prompt_token_ids, items[0].completions[:1])
+    encode = arrow_codec.encode_request
+    return {ARROW: encode(options, items), JSON: json.encode(), ONE: encode(options, [first])}
 
 
 def echo(port: int) -> None:
@@ -89,14 +97,14 @@ def started(command: list[str], url: str) -> subprocess.Popen[bytes]:
     raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
 
 
-def cpu_seconds(process: subprocess.Popen[bytes], ask: Callable[[], httpx.Response], requests: int) -> float:
+def cpu_seconds(process: psutil.Process, ask: Callable[[], object], requests: int) -> float:
     """CPU seconds of the process for one request, the best of three rounds."""
     rounds = []
     for _ in range(3):
-        before = psutil.Process(process.pid).cpu_times()
+        before = process.cpu_times()
         for _ in range(requests):
-            ask().raise_for_status()
-        after = psutil.Process(process.pid).cpu_times()
+            ask()
+        after = process.cpu_times()
         rounds.append((after.user + after.system - before.user - before.system) / requests)
     return min(rounds)
 
@@ -122,26 +130,33 @@ def main() -> None:
         other = started([sys.executable, *map(str, echoing)], f"{bare}/answer")
         try:
 
-            def ask(url: str, reading: str, writing: str) -> httpx.Response:
-                return client.post(url, content=body[reading], headers={"Content-Type": reading, "Accept": writing})
+            def ask(url: str, what: str, media_type: str = ARROW) -> bytes:
+                headers = {"Content-Type": media_type, "Accept": media_type}
+                return client.post(url, content=body[what], headers=headers).raise_for_status().content
 
             potentials = f"{ours}/v1/potentials"
-            ask(potentials, JSON, JSON).raise_for_status()
+            ask(potentials, JSON, JSON)
             time.sleep(3)  # until what was computed is sealed into a segment
-            client.post(f"{bare}/answer", content=ask(potentials, ARROW, ARROW).content).raise_for_status()
-            tokens = 2 * PROMPTS * arguments.tokens
-            print(f"{2 * PROMPTS} completions × {arguments.tokens} tokens a request, all cached, with entropies\n")
-            print(f"{'':22}{'request':>10}{'answer':>10}{'CPU ms':>8}{'tokens / CPU s':>16}")
-            for name, process, url, media_type in (
-                ("tvkd, Arrow", server, potentials, ARROW),
-                ("tvkd, JSON", server, potentials, JSON),
-                ("bare FastAPI, Arrow", other, bare, ARROW),
+            answer = ask(potentials, ARROW)
+            client.post(f"{bare}/answer", content=answer).raise_for_status()
+            store, columns = StoreReader(f"{temporary}/store"), column_names()
+            keys = [row.key for item in arrow_codec.decode_answer(answer, columns).items for row in item.completions]
+            get = partial(store.get, keys, columns)
+            server_process, echo_process, own = map(psutil.Process, (server.pid, other.pid, os.getpid()))
+            tokens = len(keys) * arguments.tokens
+            print(f"{len(keys)} completions × {arguments.tokens} tokens a request, all cached, with entropies\n")
+            print(f"{'':29}{'request':>10}{'answer':>10}{'CPU ms':>8}{'requests / CPU s':>18}{'tokens / CPU s':>16}")
+            for name, process, work, what, share in (
+                ("tvkd, Arrow", server_process, partial(ask, potentials, ARROW), ARROW, 1),
+                ("tvkd, JSON", server_process, partial(ask, potentials, JSON, JSON), JSON, 1),
+                ("tvkd, Arrow, one completion", server_process, partial(ask, potentials, ONE), ONE, len(keys)),
+                ("bare FastAPI, Arrow", echo_process, partial(ask, f"{bare}/", ARROW), ARROW, 1),
+                ("the store in process", own, get, "", 1),
             ):
-                answer = ask(url, media_type, media_type)
-                requests = arguments.requests if media_type == ARROW else max(1, arguments.requests // 5)
-                seconds = cpu_seconds(process, lambda u=url, m=media_type: ask(u, m, m), requests)
-                sizes = f"{len(body[media_type]) / 1e3:>7.0f} kB{len(answer.content) / 1e3:>7.0f} kB"
-                print(f"{name:22}{sizes}{1e3 * seconds:>8.2f}{tokens / seconds:>16,.0f}")
+                requests = arguments.requests // 5 if what == JSON else arguments.requests
+                seconds = cpu_seconds(process, work, requests)
+                sizes = f"{len(body[what]) / 1e3:>7.1f} kB{len(work()) / 1e3:>7.1f} kB" if what else " " * 20
+                print(f"{name:29}{sizes}{1e3 * seconds:>8.2f}{1 / seconds:>18,.0f}{tokens / share / seconds:>16,.0f}")
         finally:
             server.kill()
             other.kill()
