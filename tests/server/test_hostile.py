@@ -2,10 +2,10 @@
 
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from streams import SLOW
 
 from raw_http import HEAD, connect, read
 from running_server import start_server
@@ -95,15 +95,18 @@ def test_half_open_connections_keep_nobody_out(impatient):
 
 
 def test_a_connection_too_many_is_told_to_come_again(tiny_teacher, tmp_path):
-    server = start_server(tiny_teacher, tmp_path / "values", "--max-connections", "2")
+    server = start_server(tiny_teacher, tmp_path / "values", "--max-connections", "2", *SLOW)
     items = [{"prompt_token_ids": [9 + n % 100] * 120, "completions": [[9 + n % 99] * 120]} for n in range(900)]
-    with ThreadPoolExecutor(2) as pool:
-        for waiting in (items, [ITEM]):
-            pool.submit(httpx.post, f"{server.url}/v1/potentials", json={"items": waiting}, timeout=60)
+    bodies = [json.dumps({"items": asked}).encode() for asked in (items, [ITEM])]
+    first, second = (HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body for body in bodies)
+    with connect(server, first):
+        while not server.metric("tvkd_queued_tokens"):
+            pass
+        with connect(server, second):
             time.sleep(1)
-        answer = httpx.get(f"{server.url}/healthz")
-        assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (429, "overloaded", "1")
-        server.kill()
+            answer = httpx.get(f"{server.url}/healthz")
+    assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (429, "overloaded", "1")
+    server.kill()
 
 
 def test_too_many_mistakes_and_too_many_completions_are_one_line(server):
