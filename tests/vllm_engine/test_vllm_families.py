@@ -34,7 +34,7 @@ def test_a_checkpoint_that_has_mistrals_own_form_too_has_the_values_of_the_form_
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     save_file({"norm.weight": weights["model.norm.weight"]}, directory / "consolidated.safetensors")
     (directory / "params.json").write_text(json.dumps({"dim": config["hidden_size"], "n_layers": 1}))
-    running = RunningEngine(directory)
+    running = RunningEngine(directory, engine_args={"enforce_eager": True})
     answers = running.ask(*QUESTIONS)
     running.close()
     assert worst_error(directory, answers) < 1e-4
