@@ -46,7 +46,7 @@ def test_a_temperature_outside_the_range_served_is_refused(temperature, message)
 
 
 def test_a_column_that_no_teacher_computes_does_not_reach_the_engine(teacher):
-    with pytest.raises(ValueError, match="no teacher computes column 'variance'"):
+    with pytest.raises(ValueError, match="there is no column 'variance'"):
         ask_columns = teacher("llama").score([1], [[2]], ["value_1", "variance"])
         ask_columns.send(None)
     assert ask(teacher("llama"), (tokens(3, 1), [[2]], [1.0]))
