@@ -188,10 +188,10 @@ def main() -> None:
                     row("the same under a bulk fill", told, health.take())
                 asked, computed = computed_for_one_who_left(server, random)
                 row("a client that leaves after 0.7 s", f"{computed:,} of its {asked:,} computed", health.take())
-                asked = [
+                prompts = [
                     TokenItem(random.integers(0, WORDS, 5), random.integers(0, WORDS, (1, 5))) for _ in range(MANY)
                 ]
-                body = encode_request(RequestOptions(), asked)
+                body = encode_request(RequestOptions(), prompts)
                 for what in (f"one request of {MANY:,} prompts, computed", "the same again, cached"):
                     row(what, f"{many(server, body):.1f} s", health.take())
         finally:

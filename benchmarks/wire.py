@@ -153,7 +153,7 @@ def main() -> None:
                 ("bare FastAPI, Arrow", echo_process, partial(ask, f"{bare}/", ARROW), ARROW, 1),
                 ("the store in process", own, get, "", 1),
             ):
-                requests = arguments.requests // 5 if what == JSON else arguments.requests
+                requests = max(1, arguments.requests // 5) if what == JSON else arguments.requests
                 seconds = cpu_seconds(process, work, requests)
                 sizes = f"{len(body[what]) / 1e3:>7.1f} kB{len(work()) / 1e3:>7.1f} kB" if what else " " * 20
                 print(f"{name:29}{sizes}{1e3 * seconds:>8.2f}{1 / seconds:>18,.0f}{tokens / share / seconds:>16,.0f}")

@@ -230,7 +230,7 @@ class Service:
 
 
 async def _for_each(prompts: Sequence[_Misses], work: Callable[[_Misses], Awaitable[None]]) -> None:
-    """Work on all of them to their end, on some at once. When one raises, the first one's error is raised after it."""
+    """Work on all of them to their end, on some at once; then raise the error of the first that failed."""
     waiting = iter(enumerate(prompts))
     errors: dict[int, Exception] = {}
 
@@ -241,9 +241,11 @@ async def _for_each(prompts: Sequence[_Misses], work: Callable[[_Misses], Awaita
             except Exception as error:
                 errors[number] = error
 
-    await asyncio.gather(*(next_ones() for _ in prompts[:_AT_ONCE]))
-    if errors:
-        raise errors[min(errors)]
+    # With exceptions returned, also a cancellation is raised only when all have ended.
+    ended = await asyncio.gather(*(next_ones() for _ in prompts[:_AT_ONCE]), return_exceptions=True)
+    for error in [*(errors[number] for number in sorted(errors)), *ended]:
+        if error is not None:
+            raise error
 
 
 def _misses(items: Sequence[Item], keys: Iterable[bytes]) -> list[_Misses]:

@@ -1,5 +1,7 @@
 """How often a request asks the store and makes a digest, counted in the real app on a real store and teacher."""
 
+import asyncio
+import gc
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,6 +10,7 @@ from starlette.testclient import TestClient
 
 import tvkd_server.app
 from tvkd_server.app import create_app
+from tvkd_server.service import _for_each
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.loading import load_teacher
 from tvkd_shared import key as keys
@@ -93,6 +96,10 @@ def test_a_digest_is_made_once_for_each_completion_of_a_request(counted, monkeyp
     assert len(made) == 3
 
 
+def test_what_the_engine_imported_is_not_gone_through_again_and_again(counted):
+    assert gc.get_freeze_count() > 100_000
+
+
 def test_of_a_request_of_any_size_few_prompts_are_worked_on_at_once(counted):
     client, _, put = counted
     teacher = client.app.state.readiness.service.teacher
@@ -110,3 +117,18 @@ def test_of_a_request_of_any_size_few_prompts_are_worked_on_at_once(counted):
     items = [{"prompt_token_ids": [9 + n % 90], "completions": [[9 + n // 90]]} for n in range(900)]
     answer = client.post("/v1/potentials", json={"items": items, "return": "digests"})
     assert (answer.status_code, len(put), most) == (200, 900, 256)
+
+
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
+def test_all_prompts_are_worked_on_to_their_end_before_an_error_is_raised(error):
+    ended = []
+
+    async def work(number):
+        await asyncio.sleep(0.01 * number)
+        if number == 1:
+            raise error
+        ended.append(number)
+
+    with pytest.raises(error):
+        asyncio.run(_for_each(range(4), work))
+    assert ended == [0, 2, 3]

@@ -25,7 +25,7 @@ ENGINES = {
             "scheduler_reserve_full_isl": False,
         },
     },
-    # 503 words are no multiple of 64: vLLM pads the head. Without vLLM's compilation, which the others have.
+    # 503 words are no multiple of 64: vLLM pads the head. GPT-2 and this one run without vLLM's compilation.
     "qwen2": {"max_num_batched_tokens": 48, "engine_args": {"enable_prefix_caching": False, "enforce_eager": True}},
     "gemma2": {"max_num_batched_tokens": 64, "engine_args": {"block_size": BLOCK}},
     "gpt2": {"head_chunk": 7, "engine_args": {"block_size": BLOCK, "enforce_eager": True}},

@@ -130,7 +130,7 @@ class Teacher(ABC):
         # No token reaches an engine but through here: one outside the vocabulary would kill it.
         self.check(prompt_token_ids, completions)
         for name in columns:
-            has_last_state(name)  # raises
+            has_last_state(name)  # it raises for a name that no column has
         if self._closed:
             raise TeacherUnavailable("the teacher is closed; start the server again")
         question = Question(list(prompt_token_ids), [list(ids) for ids in completions], tuple(columns))
