@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field, PositiveInt, SecretStr, model_validator
@@ -21,6 +21,7 @@ from tvkd_client.dataset_flags import DatasetFlags
 from tvkd_client.fills import Fill, Work, of_training
 from tvkd_client.http import TeacherClient
 from tvkd_client.own_server import running_server
+from tvkd_client.train_command import servers
 from tvkd_shared.errors import SequenceTooLong, TeacherMismatch, TokenOutOfRange
 from tvkd_shared.wire import TeacherInfo, TokenItem
 
@@ -37,7 +38,11 @@ if TYPE_CHECKING:
 class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
     """Fill a store with a model's values of a preference data set. Repeat it at will: hits cost little."""
 
-    alternatives = frozenset({"server", "model", "config"})
+    instead_of: ClassVar[dict[str, list[str]]] = {
+        "server": ["model", "config", "store"],
+        "model": ["server", "config"],
+        "config": ["server", "model", "store", "teacher_id", "tokenizer", "temperatures", *DatasetFlags.model_fields],
+    }
 
     server: str | None = Field(None, description="URL of `tvkd serve`, such as http://127.0.0.1:8077")
     model: str | None = Field(
@@ -68,7 +73,7 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
         description="accept a tokenizer to which ids of the data are other tokens than to the teacher's",
     )
     in_flight: PositiveInt = Field(8, description="requests under way at once: enough to keep the teacher's batch full")
-    quiet: bool = Field(False, description="do not show the first pair before anything is sent")
+    quiet: bool = Field(False, description="say nothing before anything is sent, and do not show the first pair")
 
     @model_validator(mode="after")
     def _check_what(self) -> "Prefetch":
@@ -76,10 +81,13 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
             raise ValueError("give --server, --model or --config, one of them")
         if self.model is not None and self.store is None:
             raise ValueError("--model needs --store, the store to fill")
+        if self.server is not None and self.store is not None:
+            raise ValueError("--store is for --model; a server fills its own store")
         if self.config is None and (self.dataset is None or self.tokenizer is None):
             raise ValueError("--dataset and --tokenizer are needed")
-        if self.config is not None and (self.dataset or self.tokenizer or self.split or self.temperatures != [1.0]):
-            raise ValueError("--config names data, tokenizer and temperatures; leave out the flags for them")
+        if self.config is not None and (unread := self.model_fields_set.intersection(self.instead_of["config"])):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unread))
+            raise ValueError(f"--config names data, models and places in its file; leave out {flags}")
         return self
 
     def run(self) -> int:
@@ -87,14 +95,16 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
 
         Raises the errors of `tvkd_shared.errors`.
         """
+        # Servers are asked before TRL is imported and the data are read, so that a wrong port is known at once.
+        urls = [self.server] if self.config is None else [url for _, url in servers(["--config", self.config])]
+        answering = [f"{self._client(url).teacher().name} at {url}" for url in dict.fromkeys(filter(None, urls))]
+        if not self.quiet:
+            _say(f"reading {self.config or self.dataset}{' for ' * bool(answering)}{' and '.join(answering)}")
         if self.config is not None:
             work = of_training(self.config, models=self.models)
             self.other_vocabulary |= work.other_vocabulary
         else:
             work = Work([self._only_fill()], str(self.tokenizer), lambda: {str(self.dataset): self.pairs()})
-        for fill in work.fills:
-            if fill.server is not None:  # before the data are read, so that a wrong port is known at once
-                self._client(fill.server).teacher()
         import datasets  # noqa: PLC0415
 
         from tvkd_client.completions import TEACHER_COLUMNS  # noqa: PLC0415

@@ -1,8 +1,9 @@
 """`tvkd show`: one pair, each token coloured by its shaping ψ_t, the number under it, so that no colour is needed."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, NonNegativeInt, SecretStr, model_validator
 from rich.console import Console
@@ -26,7 +27,7 @@ class Show(_Flags, DatasetFlags, cli_prog_name="tvkd show"):  # type: ignore[mis
     """Show one pair of a preference data set, coloured token by token by the teacher's shaping."""
 
     # TVKD_STORE is often set for `tvkd serve`; it must not stand against --server.
-    alternatives = frozenset({"server", "store"})
+    instead_of: ClassVar[dict[str, list[str]]] = {"server": ["store"], "store": ["server"]}
 
     tokenizer: str = Field(description="the student's tokenizer: a directory, or a hub id (only then the network)")
     row: NonNegativeInt = Field(0, description="which pair, counted from 0")
@@ -57,7 +58,8 @@ class Show(_Flags, DatasetFlags, cli_prog_name="tvkd show"):  # type: ignore[mis
         """Print the pair, and write the files asked for. Raises the errors of `tvkd_shared.errors`."""
         shaping: Shaping = self.shaping
         source = self._source(shaping)
-        _ = source.teacher_id  # a wrong port or folder is known before TRL is imported, which takes seconds
+        # A wrong port or folder is known before TRL is imported, which takes seconds.
+        print(f"tvkd show: reading {self.dataset}, values of model {source.teacher_id}", file=sys.stderr)
         import datasets  # noqa: PLC0415
 
         from tvkd_client.preference_tokens import (  # noqa: PLC0415

@@ -141,7 +141,10 @@ class StoreSource:
             raise TeacherMismatch(f"store {self.place} has no teacher {self._named}; it holds {listed}")
         if len(fitting) > 1:
             several = f"teachers named {self._named}" if self._named else "teachers"
-            raise InvalidRequest(f"store {self.place} holds several {several}; name one by its id: {listed}")
+            raise InvalidRequest(
+                f"store {self.place} holds several {several}; name one by its id, in teacher_id (--teacher-id) or "
+                f"the like of another role: {listed}"
+            )
         return fitting[0]
 
 

@@ -52,9 +52,10 @@ def check_complete(sources: Sources, splits: Mapping[str, Any]) -> None:
         }
         if any(missing.values()):
             counts = ", ".join(f"{split}: {missing[split]:,} of {2 * len(rows):,}" for split, rows in splits.items())
+            setting = "model_name_or_path" if role == "reference" else f"{role}_model"
             raise NotCached(
                 f"{role}: store {source.place} lacks completions of model {source.teacher_id} ({counts} missing); run "
-                "`tvkd prefetch --config FILE` with this training's file, or `tvkd prefetch --model` with that model"
+                f"`tvkd prefetch --config FILE --models` with this training's file, where {setting} names that model"
             )
 
 

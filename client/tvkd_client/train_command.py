@@ -15,7 +15,7 @@ from tvkd_shared.errors import TVKDError
 
 def train(argv: list[str]) -> int:
     """See `tvkd_client.train.train`, and `--help` and `--example` beside it. Raises the errors of a server asked."""
-    if argv in (["-h"], ["--help"]):
+    if not {"-h", "--help"}.isdisjoint(argv):
         print(help_text())
         return 0
     if argv == ["--example"]:

@@ -158,7 +158,12 @@ class TVKDTrainer(OpenDPOTrainer):
     ) -> Any:
         loss_of_trl: Callable[..., Any] = super().compute_loss
         if SCORES not in inputs:
-            return loss_of_trl(model, inputs, return_outputs, num_items_in_batch)
+            answer = loss_of_trl(model, inputs, return_outputs, num_items_in_batch)
+            if self.settings.loss_type == ["sigmoid"] and not self.aux_loss_enabled:
+                # DPO's own loss stands under the same name in the log of every run, so that α can be compared.
+                loss = (answer[0] if return_outputs else answer).detach()
+                self.metrics_since_log["dpo_loss"].append(self.accelerator.gather(loss).mean().item())
+            return answer
         inputs = dict(inputs)
         pending, spans = inputs.pop(SCORES), inputs.pop(SPANS, None)
         # The reference forward pass comes before the wait, because the values arrive meanwhile.

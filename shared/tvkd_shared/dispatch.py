@@ -51,24 +51,20 @@ class _Program(Protocol):
 def dispatch(program: str, commands: Mapping[str, Entry], argv: list[str]) -> int:
     """Run `PROGRAM COMMAND …`. Returns 0 when done, 2 for a user's mistake, 1 for a fault, 130 after Ctrl-C."""
     name, *flags = argv or ["--help"]
-    if name in ("-h", "--help"):
-        print(_usage(program, commands))
-        return 0
-    if name == "--version":
-        print(f"{program} {version('tvkd')}")
-        return 0
-    if name not in commands:
-        print(f"{program}: no command {name!r}; there are {', '.join(commands)}", file=sys.stderr)
-        return 2
 
     def run() -> int:
+        if name in ("-h", "--help", "--version"):
+            print(f"{program} {version('tvkd')}" if name == "--version" else _usage(program, commands))
+            return 0
+        if name not in commands:
+            raise InvalidRequest(f"no command {name!r}; there are {', '.join(commands)}")
         command = _load(commands[name])
         # `tvkd --help` and a trainer that names no command need no settings, and they take long to load.
         from tvkd_shared.settings import from_command_line  # noqa: PLC0415
 
         return from_command_line(command, flags).run() if isinstance(command, type) else command(flags)
 
-    return exit_code(f"{program} {name}", run)
+    return exit_code(f"{program} {name}" if name in commands else program, run)
 
 
 def _load(entry: Entry) -> "type[Command] | _Program":

@@ -1,5 +1,6 @@
 """How every command reads its settings: one model for flags and `TVKD_…` variables."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
@@ -21,14 +22,14 @@ from tvkd_shared.shaping import Shaping
 class Command(BaseSettings):
     """A command's settings, each a flag and a `TVKD_…` variable, and what it does with them.
 
-    A subclass names its program, as in `class Serve(Command, cli_prog_name="tvkd serve")`. `alternatives` are settings
-    of which one is wanted: a flag for one of them makes the variables of all of them count for nothing.
+    A subclass names its program, as in `class Serve(Command, cli_prog_name="tvkd serve")`. `instead_of` has, for a
+    setting, those in whose place it stands: a flag for it makes their variables count for nothing.
     """
 
     model_config = SettingsConfigDict(
         env_prefix="TVKD_", cli_kebab_case=True, cli_hide_none_type=True, cli_implicit_flags=True, extra="forbid"
     )
-    alternatives: ClassVar[frozenset[str]] = frozenset()
+    instead_of: ClassVar[Mapping[str, Collection[str]]] = {}
 
     def run(self) -> int:
         """Do it. Returns the exit code. Raises the errors of `tvkd_shared.errors`."""
@@ -38,7 +39,7 @@ class Command(BaseSettings):
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, _Variables(settings_cls, cls.alternatives)
+        return init_settings, _Variables(settings_cls, cls.instead_of)
 
 
 Settings = TypeVar("Settings", bound=BaseSettings)
@@ -89,19 +90,17 @@ def from_command_line(model: type[Settings], argv: list[str]) -> Settings:
 
 
 class _Variables(EnvSettingsSource):
-    """`TVKD_…` variables, without those of `alternatives` when a flag names one of them."""
+    """`TVKD_…` variables, without those in whose place a flag stands."""
 
-    def __init__(self, model: type[BaseSettings], alternatives: frozenset[str]) -> None:
+    def __init__(self, model: type[BaseSettings], instead_of: Mapping[str, Collection[str]]) -> None:
         super().__init__(model)
-        self._alternatives = alternatives
+        self._instead_of = instead_of
 
     def __call__(self) -> dict[str, Any]:
         # A field with an alias, such as --json, would be read from a variable without the prefix.
         settings = self.settings_cls.model_fields
-        variables = {name: value for name, value in super().__call__().items() if name in settings}
-        if self._alternatives.isdisjoint(self.current_state):
-            return variables
-        return {name: value for name, value in variables.items() if name not in self._alternatives}
+        replaced = {name for flag in self.current_state for name in self._instead_of.get(flag, ())}
+        return {name: value for name, value in super().__call__().items() if name in settings and name not in replaced}
 
 
 def _mistake(model: type[BaseSettings], fault: ErrorDetails) -> str:

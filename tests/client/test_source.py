@@ -98,7 +98,7 @@ def test_a_store_of_two_teachers_wants_one_named(served, tmp_path):
         store.add_teacher(teacher, info.model_copy(update={"id": teacher}).model_dump(mode="json"))
     store.close()
     for named in (None, info.name):
-        with pytest.raises(InvalidRequest, match=rf"holds several teachers.*a{{32}} \({info.name}\), b{{32}}"):
+        with pytest.raises(InvalidRequest, match=rf"several teachers.*--teacher-id.*a{{32}} \({info.name}\), b{{32}}"):
             _ = StoreSource(tmp_path / "two", teacher_id=named).teacher_id
     assert StoreSource(tmp_path / "two", teacher_id=ids[1]).teacher_id == ids[1]
 

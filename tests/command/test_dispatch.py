@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import yaml
 
 from tvkd.cli import main as tvkd
 from tvkd.store.command import Info
+from tvkd_client.training_settings import DataSettings, TrainingSettings
 from tvkd_shared.settings import from_command_line
 
 
@@ -31,7 +33,7 @@ def test_help_loads_neither_settings_nor_an_engine():
     assert done.stderr.strip() == "[]" and "prefetch" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["show", "preview", "prefetch", "train", "serve"])
+@pytest.mark.parametrize("command", ["show", "preview", "prefetch", "train", "serve", "eval", "study", "store", "demo"])
 def test_the_help_of_a_command_loads_neither_a_trainer_nor_an_engine(command):
     code = (
         f"import sys; from tvkd.cli import main\ntry: main(['{command}', '--help'])\nexcept SystemExit: pass\n"
@@ -41,11 +43,19 @@ def test_the_help_of_a_command_loads_neither_a_trainer_nor_an_engine(command):
     assert done.stderr.strip() == "[]" and f"usage: tvkd {command}" in done.stdout
 
 
-def test_a_pipe_that_nobody_reads_ends_a_command_quietly():
-    code = "import sys; from tvkd.cli import main; sys.exit(main(['train', '--example']))"
+@pytest.mark.parametrize("argv", [["train", "--example"], ["--help"], ["--version"]])
+def test_a_pipe_that_nobody_reads_ends_a_command_quietly(argv):
+    code = f"import sys; from tvkd.cli import main; sys.exit(main({argv}))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
         command.stdout.close()
         assert (command.stderr.read(), command.wait(60)) == (b"", 141)
+
+
+def test_the_help_of_training_has_every_setting_of_tvkd_first(capsys):
+    assert tvkd(["train", "--config", "file", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for field in (*fields(TrainingSettings), *fields(DataSettings)):
+        assert f"{field.name}" in shown
 
 
 def test_the_example_is_printed(capsys):

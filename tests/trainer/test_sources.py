@@ -69,7 +69,9 @@ def test_what_a_store_lacks_is_said_before_the_first_step(make_trainer, server):
     ServerSource(server.url, (1.0, 2.0)).fetch(*whole(make_trainer(alpha=0.0, train_dataset=stored)))
     settings = READING | sources(server)["store"]
     make_trainer(**settings, train_dataset=stored)
-    with pytest.raises(NotCached, match=r"teacher: store .* \(train: 0 of 8, eval: 8 of 8 missing\); run `tvkd"):
+    with pytest.raises(
+        NotCached, match=r"teacher: .*train: 0 of 8, eval: 8 of 8 missing\); run .*, where teacher_model"
+    ):
         make_trainer(**settings, train_dataset=stored, eval_dataset=held_out)
     with pytest.raises(NotCached, match=r"train: 8 of 8, a: 0 of 8, b: 8 of 8"):
         make_trainer(**settings, train_dataset=held_out, eval_dataset={"a": stored, "b": held_out})

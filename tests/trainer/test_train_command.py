@@ -111,6 +111,23 @@ def test_max_length_says_how_many_pairs_it_drops_and_cuts(config, tmp_path, caps
     assert "max_length 2 leaves none of the 3 pairs of train" in capsys.readouterr().err
 
 
+def test_dpo_s_own_loss_stands_in_the_log_of_every_alpha(config, server, tmp_path):
+    """So that runs with different α can be compared: α = 0 has it too, and there it is the loss."""
+    (tmp_path / "both").mkdir()
+    pairs = rows(8, seed=76)
+    for split, some in (("train", pairs[:4]), ("test", pairs[4:])):
+        write(tmp_path / "both" / f"{split}.jsonl", *some)
+    path = config(dataset_name=str(tmp_path / "both"), teacher=server.url, eval_strategy="epoch", max_steps=2)
+    logged = {}
+    for alpha in ("0", "0.7"):
+        assert tvkd(["train", "--config", path, "--alpha", alpha, "--output_dir", str(tmp_path / alpha)]) == 0
+        lines = [json.loads(line) for line in (tmp_path / alpha / "metrics.jsonl").read_text().splitlines()]
+        logged[alpha] = next(line for line in lines if "eval_loss" in line)
+    assert logged["0"]["eval_dpo_loss"] == pytest.approx(logged["0"]["eval_loss"])
+    assert logged["0.7"]["eval_dpo_loss"] != pytest.approx(logged["0.7"]["eval_loss"], abs=1e-3)
+    assert logged["0.7"]["eval_dpo_loss"] == pytest.approx(logged["0"]["eval_dpo_loss"], abs=0.05)
+
+
 def test_what_is_logged_is_kept_in_the_output_folder_and_goes_on_with_the_run(config, tmp_path):
     def steps() -> list[int]:
         return [json.loads(line)["step"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,7 @@
-"""A server that does not answer is known before TRL is imported, and only where the training would read it."""
+"""A server that does not answer is known before TRL is imported, and only where the training would read it.
+
+Other commands that import TRL say a first word before it too.
+"""
 
 import subprocess
 import sys
@@ -11,16 +14,29 @@ NOWHERE = "http://127.0.0.1:1"
 
 WITHOUT_TRL = """
 import sys
-sys.modules["trl"] = sys.modules["torch"] = None
+sys.modules["trl"] = sys.modules["torch"] = sys.modules["datasets"] = None
 from tvkd.cli import main
-main(["train", "--config", sys.argv[1], "--teacher", "http://127.0.0.1:1"])
+main(sys.argv[1:])
 """
+PAIRS = ["--dataset", "pairs.jsonl", "--tokenizer", "student"]
 
 
-def test_a_wrong_port_is_said_before_trl_is_imported(config):
-    process = subprocess.Popen([sys.executable, "-c", WITHOUT_TRL, config()], stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        (["train", "--config", "FILE", "--teacher", NOWHERE], f"{NOWHERE}: "),
+        (["prefetch", "--config", "FILE"], f"{NOWHERE}: "),
+        (["prefetch", "--server", NOWHERE, *PAIRS], f"{NOWHERE}: "),
+        (["show", "--server", NOWHERE, *PAIRS], f"{NOWHERE}: "),
+        (["prefetch", "--model", "teacher", "--store", "values", *PAIRS], "tvkd prefetch: reading pairs.jsonl"),
+    ],
+    ids=lambda given: " ".join(given[:2]) if isinstance(given, list) else "",
+)
+def test_a_first_word_comes_before_trl_is_imported(config, command, word):
+    argv = [config(teacher=NOWHERE) if part == "FILE" else part for part in command]
+    process = subprocess.Popen([sys.executable, "-c", WITHOUT_TRL, *argv], stderr=subprocess.PIPE, text=True)
     try:
-        assert process.stderr.readline().startswith(f"{NOWHERE}: ")
+        assert process.stderr.readline().startswith(word)
     finally:
         process.kill()
         process.wait()

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from running_server import WORDS, start_server
 from tvkd_client.http import TeacherClient
@@ -228,17 +230,25 @@ def test_kill_9_of_the_engine_is_503_then_a_non_zero_end_and_after_a_restart_cli
             back.kill()
 
 
-def test_kill_9_of_one_of_two_ranks_is_503_then_a_non_zero_end_and_the_store_has_every_value(tiny_teacher, tmp_path):
-    cores = sorted(os.sched_getaffinity(0))
+@pytest.fixture
+def adapter(tiny_teacher, tmp_path):
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_teacher), config).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_kill_9_of_one_of_two_ranks_is_503_then_a_non_zero_end_and_the_store_has_every_value(adapter, tmp_path):
+    """The teacher is an adapter, which both engines serve merged."""
+    cores, cache = sorted(os.sched_getaffinity(0)), {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     server = start_server(
-        tiny_teacher, tmp_path / "values", *FLAGS, "--tensor-parallel-size", "2",
-        environment=SMALL | {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"},
+        adapter, tmp_path / "values", *FLAGS, "--tensor-parallel-size", "2",
+        environment=SMALL | cache | {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"},
     )  # fmt: skip
     try:
         answered = killed_under_load(server, "TP1")
     finally:
         server.kill()
     # The teacher is the same under transformers, and that is sooner ready.
-    back = start_server(tiny_teacher, tmp_path / "values")
+    back = start_server(adapter, tmp_path / "values", environment=cache)
     assert_stored(back, answered)
     back.kill()
