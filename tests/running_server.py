@@ -1,6 +1,7 @@
 """A real `tvkd serve` process, its log and its metrics."""
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
@@ -9,19 +10,28 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from multiprocessing.reduction import DupFd
 from pathlib import Path
+from typing import Any
 
 import httpx
 
+from tvkd.cli import main
+
 WORDS = 128
 """Vocabulary of the tiny teacher."""
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["tvkd_server.serve", "tvkd_server.teachers.transformers_teacher", "transformers.models.llama.modeling_llama"]
+)
 
 
 @dataclass
 class RunningServer:
     """A `tvkd serve` process and what it wrote."""
 
-    process: subprocess.Popen[str]
+    process: "subprocess.Popen[str] | ForkedServer"
     url: str
     store_path: Path
     teacher_directory: Path
@@ -41,14 +51,58 @@ class RunningServer:
         return self.process.wait(30)
 
 
+def serve(command: list[str], environment: dict[str, str], folder: str, stderr: Any) -> None:
+    """Run `tvkd serve …` in this process, with that environment, folder and standard error."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    os.dup2(stderr.detach(), 2)
+    sys.exit(main(command))
+
+
+class ForkedServer:
+    """`tvkd serve` in a process forked from one that has imported torch and transformers, which take five seconds.
+
+    It has what is used here of `subprocess.Popen`.
+    """
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        read, write = os.pipe()
+        self._process = _FORKS.Process(target=serve, args=(command, environment, str(Path.cwd()), DupFd(write)))
+        self._process.start()
+        os.close(write)
+        self.pid = self._process.pid
+        self.stderr = os.fdopen(read, encoding="utf-8", errors="replace")
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("tvkd serve", timeout or 0)
+        return self._process.exitcode
+
+    def send_signal(self, signum: int) -> None:
+        if self._process.exitcode is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 def start_server(
     teacher: Path, store: Path, *flags: str, environment: dict[str, str] | None = None, ready: bool = True
 ) -> RunningServer:
     """Start `tvkd serve` on a free port; with `ready`, wait until it answers."""
-    command = [sys.executable, "-m", "tvkd.cli", "serve", "--model", teacher, "--store", store, "--port", "0", *flags]
-    process = subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, text=True, env=os.environ | (environment or {})
-    )
+    command = [*map(str, ["serve", "--model", teacher, "--store", store, "--port", "0", *flags])]
+    own, environment = environment or {}, os.environ | (environment or {})
+    # Libraries read variables of theirs when they are imported, and an engine of vLLM is more than this process.
+    if "vllm" in flags or not all(name.startswith(("TVKD_", "AWS_", "XDG_")) for name in own):
+        command = [sys.executable, "-m", "tvkd.cli", *command]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    else:
+        process = ForkedServer(command, environment)
     server = RunningServer(process, "", store, teacher)
     listening = threading.Event()
 

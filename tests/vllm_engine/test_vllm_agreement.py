@@ -22,16 +22,16 @@ ENGINES = {
         "max_num_batched_tokens": 128,
         "engine_args": {
             "block_size": BLOCK, "num_gpu_blocks_override": 24, "long_prefill_token_threshold": 32,
-            "scheduler_reserve_full_isl": False,
+            "scheduler_reserve_full_isl": False, "enforce_eager": True,
         },
     },
-    # 503 words are no multiple of 64: vLLM pads the head. GPT-2 and this one run without vLLM's compilation.
-    "qwen2": {"max_num_batched_tokens": 48, "engine_args": {"enable_prefix_caching": False, "enforce_eager": True}},
+    # This one runs as vLLM compiles it, which takes most of its start; the others do not.
     "gemma2": {"max_num_batched_tokens": 64, "engine_args": {"block_size": BLOCK}},
     "gpt2": {"head_chunk": 7, "engine_args": {"block_size": BLOCK, "enforce_eager": True}},
-    # Two ranks over gloo, each with half of every layer and of the head's 503 words.
+    # Two ranks over gloo, each with half of every layer and of the head's 503 words, no multiple of 64: vLLM pads it.
     "qwen2, two ranks": {
-        "tensor_parallel_size": 2, "max_num_batched_tokens": 64, "engine_args": {"block_size": BLOCK},
+        "tensor_parallel_size": 2, "max_num_batched_tokens": 48,
+        "engine_args": {"enable_prefix_caching": False, "enforce_eager": True},
     },
 }  # fmt: skip
 
@@ -97,7 +97,7 @@ def test_a_hundred_mixed_questions_at_once_agree_at_every_state(served):
     assert_all_agree(teacher.ask(*questions), questions, reference)
     # What the engine's settings are there for did happen.
     assert (count("num_preemptions") > preempted) == (name == "llama")
-    assert (count("prefix_cache_hits") > hits) == (name != "qwen2")
+    assert (count("prefix_cache_hits") > hits) == (name != "qwen2, two ranks")
     # On a GPU Triton would round float32 products to TF32, and the engine's process has this process's variables.
     assert os.environ["TRITON_F32_DEFAULT"] == "ieee"
 
