@@ -11,7 +11,7 @@ import yaml
 
 from command_flags import FLAG, flags_of
 from tvkd_shared.objective import Objective
-from tvkd_shared.shaping import Aggregate, Form, Potential, Shaping, Terminal, shaping
+from tvkd_shared.shaping import Aggregate, Form, Potential, Recipe, Shaping, Terminal, shaping
 from tvkd_shared.value import value
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +62,7 @@ def test_a_stored_column_touches_at_most_four_code_files():
     assert 1 <= len(set(re.findall(r"`([\w/]+\.py)`", steps))) <= 4
 
 
-@pytest.mark.parametrize("choice", [Objective, Potential, Terminal, Aggregate, Form])
+@pytest.mark.parametrize("choice", [Objective, Potential, Terminal, Aggregate, Form, Recipe])
 def test_every_choice_of_a_loss_is_explained_wherever_the_others_are(choice):
     training, definitions = ((ROOT / "docs" / name).read_text() for name in ("training.md", "definitions.md"))
     example, names = (ROOT / "client" / "tvkd_client" / "tvkd.yaml").read_text(), get_args(choice)

@@ -28,7 +28,7 @@ class TVKDConfig(TrainingSettings, DPOConfig):
         if self.bf16 is None and not torch.accelerator.is_available():
             self.bf16 = False
         DPOConfig.__post_init__(self)  # type: ignore[no-untyped-call]
-        Shaping.__post_init__(self)
+        TrainingSettings.__post_init__(self)
         check_choice("objective", self.objective, get_args(Objective))
         for name in ("alpha", "strength", "dpo_weight"):
             setattr(self, name, finite(name, getattr(self, name)))
@@ -51,6 +51,8 @@ class TVKDConfig(TrainingSettings, DPOConfig):
         if self.objective != "token" and (self.center or self.dpo_weight):
             name = "center" if self.center else "dpo_weight"
             raise InvalidRequest(f"{name} belongs to objective token, and objective is {self.objective}; leave it out")
+        if self.objective != "tvkd" and self.recipe:
+            raise InvalidRequest(f"recipe belongs to objective tvkd, and objective is {self.objective}; leave it out")
         if self.objective == "tvkd":
             if self.form == "tpkd-ref" and self.gamma == 1:
                 raise InvalidRequest("form tpkd-ref is 0 for every token with gamma 1; set gamma below 1")

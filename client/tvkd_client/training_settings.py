@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tvkd_client.dataset_flags import PROMPT_COLUMN
+from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.objective import Objective
-from tvkd_shared.shaping import POTENTIALS, Shaping
+from tvkd_shared.shaping import POTENTIALS, RECIPES, Recipe, Shaping, check_choice
 
 Role = Literal["teacher", "teacher_reference", "reference"]
 """T, a DPO-trained model; T0, the SFT model that its DPO started from; π_ref, the student before its training."""
@@ -29,9 +30,20 @@ class TrainingSettings(Shaping):
         default="tvkd",
         metadata={"help": "The published loss, regression of each token's log-ratio, or DPO with soft labels."},
     )
-    alpha: float = field(
-        default=0.7,
-        metadata={"help": "Objective tvkd: weight of the shaping margin; 0 is DPO, and it may be negative."},
+    recipe: Recipe | None = field(
+        default=None,
+        metadata={
+            "help": "Objective tvkd: a loss of the authors' code, tpkd-ref or softvalue-sum. It sets alpha, potential,"
+            " temperature, terminal, aggregate and form; gamma is left to choose."
+        },
+    )
+    # None, where it is not given, until __post_init__.
+    alpha: float = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Objective tvkd: weight of the shaping margin; 0 is DPO, and it may be negative. Default: 0.7, or"
+            " what the recipe sets."
+        },
     )
     strength: float = field(
         default=1.0, metadata={"help": "Objectives token and soft-label: k, the weight of the teacher's advantage."}
@@ -92,6 +104,25 @@ class TrainingSettings(Shaping):
         metadata={"help": "Resume from a checkpoint that another model, objective or reading trained; see tvkd.json."},
     )
     quiet: bool = field(default=False, metadata={"help": "Do not show the first pair before training."})
+
+    def __post_init__(self) -> None:
+        if self.recipe is not None:
+            check_choice("recipe", self.recipe, get_args(Recipe))
+            self._follow(self.recipe)
+        if self.alpha is None:
+            self.alpha = 0.7
+        super().__post_init__()
+
+    def _follow(self, recipe: Recipe) -> None:
+        """Sets what a recipe sets. Raises InvalidRequest for a setting that is neither its default nor the recipe's."""
+        defaults = {one.name: one.default for one in fields(TrainingSettings)}
+        for name, value in RECIPES[recipe].items():
+            given = getattr(self, name)
+            if given not in (defaults[name], value):
+                raise InvalidRequest(
+                    f"{name} {given} contradicts recipe {recipe}, whose {name} is {value}; leave one out"
+                )
+            setattr(self, name, value)
 
     def reads(self, role: Role) -> bool:
         """Whether the objective reads a role's values where they are given."""

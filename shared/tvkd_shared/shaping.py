@@ -14,7 +14,7 @@ The authors' code has another ψ under the same name, which is not potential-bas
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ Potential = Literal["soft-value", "renyi", "entropy", "implicit"]
 Terminal = Literal["state", "zero", "last-decision"]
 Aggregate = Literal["sum", "mean"]
 Form = Literal["difference", "tpkd-ref"]
+Recipe = Literal["tpkd-ref", "softvalue-sum"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,14 @@ POTENTIALS: dict[Potential, PotentialDefinition] = {
     "implicit": PotentialDefinition(lambda _: (VALUE, ACTION_LOGIT), advantage, relative=True, summed=True),
 }
 """Every potential by its name. To add one, add an entry here and its name to `Potential`."""
+
+_AS_THEIRS: dict[str, Any] = {"form": "tpkd-ref", "terminal": "state", "aggregate": "sum"}
+RECIPES: dict[Recipe, dict[str, Any]] = {
+    "tpkd-ref": {"alpha": 1.0, "potential": "soft-value", "temperature": 1.0, **_AS_THEIRS},
+    # log Σ_a π(a)^0.7 = 0.7·(V_τ − V_1) with τ = 1/0.7, here in the digits by which a user asks a store for it.
+    "softvalue-sum": {"alpha": 0.7, "potential": "renyi", "temperature": 1.428571, **_AS_THEIRS},
+}
+"""What the authors' recipes fix of a training of objective tvkd, by name. γ and β are left to choose."""
 
 
 @dataclass

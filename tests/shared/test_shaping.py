@@ -11,7 +11,6 @@ from hypothesis.extra.numpy import arrays
 from tvkd_shared.objective import tvkd_loss
 from tvkd_shared.record import Record
 from tvkd_shared.shaping import POTENTIALS, Potential, Shaping, aggregate, shaping
-from tvkd_shared.value import value as soft_value
 
 phi_S = arrays(np.float64, st.integers(2, 40), elements=st.floats(-50, 50))
 gammas = st.floats(0, 1)
@@ -72,42 +71,6 @@ def test_each_potential_is_made_from_what_the_store_holds():
     for name, phi in expected.items():
         choices = Shaping(potential=name, temperature=2.0, gamma=0.5)
         np.testing.assert_allclose(choices.psi(record, kept=1, end=None), [0.5 * phi[1] - phi[0]], rtol=1e-6)
-
-
-def authors_reward(log_ratio_T, logits_SV, gamma, value):
-    """R of tpkd_ref, β = 0.1, token by token as the authors' code reads: the value of the state behind each token."""
-    reward = 0.0
-    for t, log_ratio in enumerate(log_ratio_T):
-        reward += 0.1 * log_ratio - (1 - gamma) * value(logits_SV[t + 1])
-    return reward
-
-
-@pytest.mark.parametrize(
-    ("alpha", "choices", "value"),
-    [
-        (1.0, {}, lambda logits: np.log(np.exp(logits).sum())),
-        (
-            0.7,
-            {"potential": "renyi", "temperature": 1 / 0.7},
-            lambda logits: np.log(((np.exp(logits) / np.exp(logits).sum()) ** 0.7).sum()),
-        ),
-    ],
-    ids=["tpkd_ref", "softvalue_sum"],
-)
-def test_the_authors_recipe_is_the_named_form(alpha, choices, value):
-    rng = np.random.default_rng(0)
-    shaped, rewards, ratios = [], [], []
-    reading = Shaping(form="tpkd-ref", gamma=0.9, **choices)
-    for length in (4, 7):
-        logits, log_ratio = rng.normal(0, 3, (length + 1, 11)), rng.normal(0, 1, length)
-        V = {tau: soft_value(logits, tau).astype(np.float32) for tau in reading.temperatures}
-        record = Record.of(V, np.zeros(length, np.float32), np.zeros(length + 1, np.float32))
-        shaped.append(reading.of(record, kept=length, end=length))
-        rewards.append(authors_reward(log_ratio, logits, 0.9, value))
-        ratios.append(log_ratio.sum())
-    margin = rewards[0] - rewards[1]
-    loss = tvkd_loss(0.1, ratios[0] - ratios[1], alpha, shaped[0] - shaped[1])
-    assert loss == pytest.approx(-np.log(1 / (1 + np.exp(-margin))), rel=1e-5)
 
 
 def test_the_potentials_are_those_that_settings_accept():

@@ -22,6 +22,7 @@ from tvkd_shared.errors import InvalidRequest
         ("terminal", "eos"),
         ("aggregate", "median"),
         ("form", "tpkd-ref"),  # which is 0 with γ = 1
+        ("recipe", "tvkd"),
         ("objective", "sequence"),
         ("strength", float("nan")),
         ("strength", 2.0),

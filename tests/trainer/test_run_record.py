@@ -50,7 +50,7 @@ def test_a_run_says_what_it_is(make_trainer, source, tmp_path):
     ("changed", "line"),
     [
         ({"alpha": 0.5}, "alpha 0.7, not 0.5"),
-        ({"gamma": 0.9}, "gamma 1.0, not 0.9"),
+        ({"recipe": "tpkd-ref", "alpha": 1, "gamma": 0.9}, "gamma 1.0, not 0.9; form difference, not tpkd-ref"),
         ({"potential": "entropy", "beta": 0.2}, "potential soft-value, not entropy; beta 0.1, not 0.2"),
         ({"objective": "token"}, "objective tvkd, not token: set"),
         ({"teacher": "another"}, "teacher the-tiny-teacher, not another-teacher"),
