@@ -1,15 +1,26 @@
 """Pairs in the teacher's tokens: the same from its server and from its folder, in spans that partition both sides."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from datasets import Dataset
+from hypothesis import given, reject
+from hypothesis import strategies as st
 
 from running_server import start_server
-from text_tokenizers import CHAT_TEMPLATE, byte_level, merged, words
-from tvkd_client.completions import SPAN_COLUMNS, TEACHER_COLUMNS, spans_of
+from text_tokenizers import CHAT_TEMPLATE, EOS, byte_level, merged, texts, token_bytes, words
+from tvkd_client.completions import SPAN_COLUMNS, TEACHER_COLUMNS, Completions, spans_of
 from tvkd_client.preference_tokens import tokenize_preferences
 from tvkd_client.source import ServerSource, StoreSource, teacher_of
-from tvkd_client.teacher_tokens import TeacherTokenizer, add_teacher_tokens, teacher_tokenizer, with_whole_spans
+from tvkd_client.teacher_tokens import (
+    TeacherTokenizer,
+    add_teacher_tokens,
+    teacher_tokenizer,
+    text_item,
+    with_whole_spans,
+)
+from tvkd_client.token_rows import TOKEN_COLUMNS
 from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.text import tokenize
 from tvkd_shared.vocabulary import vocabulary_digest
@@ -20,6 +31,12 @@ def chat(prompt, chosen, rejected):
     return {name: [{"role": role, "content": text}] for name, (role, text) in sides.items()}
 
 
+SIDES = ("chosen", "rejected")
+TOKENIZERS = {
+    "bytes": byte_level(), "many merges": byte_level(900), "trimmed": byte_level(trim=True), "merged": merged(),
+    "normalised": merged(normalized=True), "words": words(),
+}  # fmt: skip
+BY_BYTES = ("bytes", "many merges", "merged")
 CHATS = Dataset.from_list([chat("the 😀?", "naïve 👍🏽 日本", " the\n"), chat("e\u0301", "é the teacher", "\n\nx 🇫🇷")])
 TEXTS = Dataset.from_list([{"prompt": "the\n", "chosen": "teacher 🇯🇫", "rejected": "naïve<eos>"}])
 
@@ -64,6 +81,75 @@ def test_spans_partition_the_tokens_of_both(rows, teacher):
             assert (np.diff(spans.student_counts, prepend=0) > 0).all()
             # End of turn, or of sequence, is a span of its own.
             assert spans.student_counts[-2] < len(row[f"{side}_ids"])
+
+
+def columns_of(student, teacher, prompt, sides, *, plain) -> dict[str, list]:
+    """A row of text, as a chat or plain, in the tokens of both, and their spans. Rejects what cannot be divided."""
+    if plain:
+        pair = {"prompt": prompt} | {name: text + EOS for name, text in zip(SIDES, sides, strict=True)}
+    else:
+        pair = chat(prompt, *sides)
+    try:
+        ours = tokenize(student, text_item(pair, EOS, ""))
+        ids = dict(zip(TOKEN_COLUMNS, [ours.prompt_token_ids, *ours.completions], strict=True))
+        rows = Dataset.from_list([pair | ids]).to_iterable_dataset()
+        (row,) = add_teacher_tokens(rows, "", student, local(teacher))
+    except InvalidRequest as refusal:
+        assert "spans the border" in str(refusal) or "no token long" in str(refusal)
+        reject()
+    return {name: [row[name]] for name in (*TOKEN_COLUMNS, *TEACHER_COLUMNS, *SPAN_COLUMNS)}
+
+
+def pieces(tokenizer, ids, counts) -> list[bytes]:
+    """The bytes that the tokens of each span stand for."""
+    return [
+        b"".join(token_bytes(tokenizer, token) for token in ids[begin:end]) for begin, end in pairwise([0, *counts])
+    ]
+
+
+two_texts = st.tuples(texts, texts)
+
+
+@given(texts, two_texts, st.sampled_from([*TOKENIZERS]), st.sampled_from([*TOKENIZERS]), st.booleans(), st.data())
+def test_sums_over_spans_are_the_teachers_own_and_nothing_is_counted_twice(prompt, sides, ours, theirs, plain, data):
+    columns = columns_of(TOKENIZERS[ours], TOKENIZERS[theirs], prompt + "\n", sides, plain=plain)
+    whole = Completions(columns)
+    tokens = {role: whole.of(role)[1] for role in ("reference", "teacher")}
+    draw = data.draw(st.randoms())
+    # Whole numbers, so that no order of adding rounds.
+    numbers = {
+        role: [np.array([draw.randrange(-999, 999) for _ in ids], float) for ids in of_role]
+        for role, of_role in tokens.items()
+    }
+    for role, of_tokens in numbers.items():
+        assert [sums.sum() for sums in whole.span_sums(role, of_tokens)] == [of_all.sum() for of_all in of_tokens]
+    assert whole.kept_of("teacher") == list(map(len, tokens["teacher"]))
+    # Truncation leaves the teacher's tokens of whole spans.
+    least = [int(spans.student_counts[0]) for spans in whole.spans]
+    kept = [draw.randint(first, len(ids)) for first, ids in zip(least, tokens["reference"], strict=True)]
+    cut, A = Completions(columns, kept), numbers["teacher"]
+    assert [sums.sum() for sums in cut.span_sums("teacher", A)] == [
+        of_all[:count].sum() for of_all, count in zip(A, cut.kept_of("teacher"), strict=True)
+    ]
+
+
+@given(two_texts, st.sampled_from(BY_BYTES), st.sampled_from(BY_BYTES), st.booleans())
+def test_the_tokens_of_a_span_are_one_piece_of_the_text_on_both_sides(sides, ours, theirs, plain):
+    # "▁" stands for a blank in one of them, which also puts one behind each special token.
+    sides = tuple(text.replace("▁", "_").replace("<|end|>", "").replace(EOS, "") or "x" for text in sides)
+    student, teacher = TOKENIZERS[ours], TOKENIZERS[theirs]
+    completions = Completions(columns_of(student, teacher, "the\n", sides, plain=plain))
+    tokens = completions.of("reference")[1], completions.of("teacher")[1]
+    for text, of_student, of_teacher, spans in zip(sides, *tokens, completions.spans, strict=True):
+        of_both = [
+            pieces(student, of_student, spans.student_counts),
+            pieces(teacher, of_teacher, spans.teacher_counts),
+        ]
+        for kind, of_side in zip((ours, theirs), of_both, strict=True):
+            of_side.pop()  # the end of the turn
+            if kind == "merged" and not plain:
+                of_side[0] = of_side[0].removeprefix(b" ")
+        assert of_both[0] == of_both[1] and b"".join(of_both[0]) == text.encode()
 
 
 def test_several_processes_make_the_same_tokens_and_name_the_same_row(server, byte_teacher):

@@ -12,7 +12,9 @@ from tvkd_shared.text import tokenize
 from tvkd_shared.wire import Message, TextItem
 
 CHAT = [Message(role="user", content="naïve 😀?")]
-SIDES = [byte_level, lambda: byte_level(900), lambda: byte_level(trim=True), merged, words]
+SIDES = [
+    byte_level, lambda: byte_level(900), lambda: byte_level(trim=True), merged, lambda: merged(normalized=True), words,
+]  # fmt: skip
 sides = st.tuples(st.sampled_from(SIDES), st.sampled_from(SIDES))
 
 
