@@ -11,6 +11,7 @@ import torch
 import yaml
 from preference_rows import conversational, plain
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from running_server import start_server
 from tvkd.cli import main as tvkd
@@ -42,21 +43,36 @@ def training(tiny_teacher, student, tmp_path):
     return written
 
 
-def test_a_training_s_file_fills_its_store_and_the_training_runs_without_a_server(training, tmp_path, capsys):
-    path = training()
+@pytest.fixture
+def started(tiny_teacher, tmp_path) -> dict[str, str]:
+    """Settings of a model that the teacher's training started from: other weights near the teacher's."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_teacher)
+    torch.manual_seed(5)
+    for weight in model.parameters():
+        weight.data.add_(0.05 * torch.randn_like(weight))
+    folder = tmp_path / "before"
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_teacher).save_pretrained(folder)
+    settings = {"teacher_reference": tmp_path / "values", "teacher_reference_model": folder}
+    return {name: str(place) for name, place in settings.items()} | {"teacher_reference_id": "before"}
+
+
+def test_a_training_s_file_fills_its_store_and_the_training_runs_without_a_server(training, started, tmp_path, capsys):
+    path = training(**started)
     assert tvkd(["train", "--config", path]) == 2
     assert "tvkd prefetch --store` makes a store" in capsys.readouterr().err
     assert tvkd(["prefetch", "--config", path, "--models"]) == 0
     told = capsys.readouterr()
-    assert told.out.count("8 sequences") == 2 and "teacher: tiny-llama, id " in told.err
-    assert "reference: tiny-student, id " in told.err
+    assert told.out.count("0 hits, 8 computed") == 3
+    for model in ("teacher: tiny-llama", "teacher_reference: before", "reference: tiny-student"):
+        assert f"tvkd prefetch: {model}, id " in told.err
     assert tvkd(["train", "--config", path]) == 0
     assert (tmp_path / "out" / "model.safetensors").exists()
-    assert tvkd(["prefetch", "--config", path, "--models"]) == 0
-    assert capsys.readouterr().out.count("8 hits, 0 computed") == 2
+    assert tvkd(["prefetch", "--config", training(objective="tvkd", alpha=0.0), "--models"]) == 0
+    assert capsys.readouterr().out.count("8 hits, 0 computed") == 1
     more = write(tmp_path / "held-out.jsonl", plain(4, seed=7002))
     capsys.readouterr()
-    assert tvkd(["train", "--config", training(dataset_name=more)]) == 2
+    assert tvkd(["train", "--config", training(**started, dataset_name=more)]) == 2
     assert re.search(r"lacks completions of model \w+ \(train: 8 of 8 missing\)", capsys.readouterr().err)
 
 
@@ -169,7 +185,6 @@ def test_what_is_missing_is_named(capsys, flags, line):
 
 def test_an_adapter_s_folder_fills_a_store_as_its_merged_model(tiny_teacher, tmp_path, monkeypatch, capsys):
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
