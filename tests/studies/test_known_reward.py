@@ -115,6 +115,19 @@ def test_the_page_shows_the_table_of_the_results():
     assert table(results) in (ROOT / "docs/study.md").read_text()
 
 
+@pytest.mark.parametrize("arm", ["token k=1", "token k=3"])
+def test_the_results_bear_out_what_the_page_says_of_the_token_objective(arm):
+    results = [json.loads(line) for line in (ROOT / "studies/known_reward/results.jsonl").read_text().splitlines()]
+    rewards = {(line["arm"], line["world"], line["seed"]): line["reward"] for line in results}
+    units = {(line["world"], line["seed"]) for line in results}
+    assert len({world for world, _ in units}) == 5 and len(units) == 10
+    for other in ("DPO", f"{arm}, shuffled"):
+        ahead = {unit: rewards[arm, *unit] - rewards[other, *unit] for unit in units}
+        assert min(ahead.values()) > 0, (other, ahead)
+        _, low, _ = interval(ahead)
+        assert low > 0
+
+
 @pytest.mark.timeout(900)
 def test_a_small_study_goes_on_where_it_was_stopped_and_gives_the_same(tmp_path):
     def run() -> tuple[str, list[dict]]:
