@@ -4,13 +4,15 @@
 
 A random Llama of 20 million parameters trains on the CPU in float32, on pairs of 64 tokens of prompt and 64 to 128 of
 each completion, four pairs a step. Each run is a process of its own, and the runs take turns, so that another job on
-the machine meets all of them. Printed are the median time of a step, the ratio to TRL's DPOTrainer with a reference
-model, and the peak of the process's resident memory.
+the machine meets all of them. Printed are the median time of a step with its quartiles, the ratios of medians to TRL's
+DPOTrainer with a reference model and to DPO with a stored reference, and the peak of the process's resident memory.
 
     TRL, reference model       DPOTrainer as it comes: the reference is computed in each step
     TRL, precomputed           DPOTrainer with precompute_ref_log_probs; its pass over the data is not counted
     DPO, reference in store    TVKDTrainer with α = 0 and `reference`
-    token, in store            objective token with `teacher`, `teacher_reference` and `reference`
+    tvkd, in store             objective tvkd with `teacher` and `reference`
+    soft-label, in store       objective soft-label with `teacher`, `teacher_reference` and `reference`
+    token, in store            objective token with the same
 """
 
 import argparse
@@ -26,7 +28,15 @@ from typing import Any
 
 import numpy as np
 
-ARMS = ("TRL, reference model", "TRL, precomputed", "DPO, reference in store", "token, in store")
+ARMS: dict[str, dict[str, Any]] = {
+    "TRL, reference model": {},
+    "TRL, precomputed": {"precompute_ref_log_probs": True},
+    "DPO, reference in store": {"alpha": 0.0},
+    "tvkd, in store": {"alpha": 0.7},
+    "soft-label, in store": {"objective": "soft-label"},
+    "token, in store": {"objective": "token"},
+}
+TRL, DPO = "TRL, reference model", "DPO, reference in store"
 PAIRS, BATCH, VOCABULARY = 64, 4, 8000
 WARM_UP = 2  # steps that are not counted
 
@@ -90,12 +100,10 @@ def run(folder: Path, arm: str, steps: int) -> None:
     places = dict.fromkeys(("teacher", "teacher_reference", "reference"), store)
     ids = {"teacher_id": "teacher", "teacher_reference_id": "before", "reference_id": "student"}
     kind, config = DPOTrainer, DPOConfig
-    if arm == "TRL, precomputed":
-        settings["precompute_ref_log_probs"] = True
+    settings |= ARMS[arm]
     if "store" in arm:
         kind, config = TVKDTrainer, TVKDConfig
         settings |= {"quiet": True} | places | ids
-        settings |= {"objective": "token"} if arm.startswith("token") else {"alpha": 0.0}
     rows = load_dataset("json", data_files=str(folder / "pairs.jsonl"), split="train", cache_dir=str(folder / arm))
     args = config(str(folder / "out"), **settings)
     trainer = kind(str(folder / "student"), args=args, train_dataset=rows, callbacks=[Clock()])
@@ -131,11 +139,17 @@ def main() -> None:
                 outcome = json.loads(done.stdout.splitlines()[-1])
                 times[arm] += outcome["times"]
                 peaks[arm] = max(outcome["peak"], peaks.get(arm, 0))
-    base = statistics.median(times[ARMS[0]])
-    print(f"{'':26}{'step, s':>9}{'ratio':>8}{'peak, MB':>10}")
-    for arm in ARMS:
-        middle = statistics.median(times[arm])
-        print(f"{arm:26}{middle:9.3f}{middle / base:8.2f}{peaks[arm] / 1e6:10.0f}")
+    print(table(times, peaks))
+
+
+def table(times: dict[str, list[float]], peaks: dict[str, int]) -> str:
+    lines = [f"{'':26}{'step, s':>9}{'25 %':>8}{'75 %':>8}{'ratio to TRL':>14}{'ratio to DPO':>14}{'peak, MB':>10}"]
+    of_trl, of_dpo = (statistics.median(times[arm]) for arm in (TRL, DPO))
+    for arm, of_arm in times.items():
+        low, middle, high = statistics.quantiles(of_arm, method="inclusive")
+        ratios = f"{middle / of_trl:14.2f}{middle / of_dpo:14.2f}"
+        lines.append(f"{arm:26}{middle:9.3f}{low:8.3f}{high:8.3f}{ratios}{peaks[arm] / 1e6:10.0f}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
