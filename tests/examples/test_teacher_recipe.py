@@ -1,6 +1,5 @@
 """The README of examples/teacher: its commands make a teacher and the model that its DPO started from."""
 
-import os
 import re
 import runpy
 import shutil
@@ -8,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,6 +15,8 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from small_models import ask, load
+from tvkd_client.train import parse
+from tvkd_shared.shaping import Shaping
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "teacher"
 README = (EXAMPLE / "README.md").read_text()
@@ -22,28 +24,41 @@ SMALL = re.search(r"## A small one(.*?)\n## ", README, re.DOTALL)[1]
 LORA = re.search(r"## With LoRA(.*?)\n## ", README, re.DOTALL)[1]
 
 
-def run(section: str) -> str:
-    """What the commands of a section print, in the current folder."""
-    commands = "\n".join(re.findall(r"^    ((?:python|trl) .*)$", section, re.MULTILINE))
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-ec", commands],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+# One process imports the libraries once; TRL's command starts two for each training, by way of accelerate's launcher.
+ONE_PROCESS = """
+import runpy, shlex, sys
+from accelerate.commands import launch
+from trl.cli import main
+
+def script(path, *flags):
+    sys.argv = [path, *flags]
+    runpy.run_path(path, run_name="__main__")
+
+launch.simple_launcher = lambda given: script(given.training_script, *given.training_script_args)
+for line in sys.stdin:
+    print(line, end="", flush=True)
+    program, *words = shlex.split(line)
+    script(*words) if program == "python" else main(words)
+"""
+
+
+def commands(section: str) -> list[str]:
+    return re.findall(r"^    ((?:python|trl) .*)$", section, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A copy of the example in which the commands of the small recipe were run, and what they printed."""
+    """A copy of the example in which the small commands were run, and what those without LoRA printed."""
     copy = tmp_path_factory.mktemp("examples") / "teacher"
     shutil.copytree(EXAMPLE, copy)
+    plain, lora = commands(SMALL), commands(LORA)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(copy)
-        yield copy, run(SMALL)
+        done = subprocess.run(
+            [sys.executable, "-c", ONE_PROCESS], input="\n".join(plain + lora), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        yield copy, done.stdout.partition(lora[0])[0]
 
 
 def log_prob(model: Path, question: str, answer: str) -> float:
@@ -56,11 +71,12 @@ def log_prob(model: Path, question: str, answer: str) -> float:
     return sum(log_probs[place - 1, ids[place]].item() for place in range(len(prompt), len(ids)))
 
 
-def test_dpo_makes_the_polite_answer_likelier_than_sft_does(folder):
+@pytest.mark.parametrize(("before", "after"), [("T0", "T1"), ("T0-merged", "T1-lora")])
+def test_dpo_makes_the_polite_answer_likelier_than_sft_does(folder, before, after):
     question, polite, curt = "please tell me the colour of snow", "gladly , snow is white", "no idea , maybe white"
     t0, t1 = (
         log_prob(folder[0] / "out" / name, question, polite) - log_prob(folder[0] / "out" / name, question, curt)
-        for name in ("T0", "T1")
+        for name in (before, after)
     )
     assert t1 > t0 + 1
 
@@ -76,14 +92,17 @@ def test_the_output_is_what_the_readme_says(folder):
         assert float(seen[name]) == pytest.approx(float(number), rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["T0", "T1"])
-def test_a_value_server_takes_both(folder, name):
-    (answer,) = ask(load(folder[0] / "out" / name), ([6, 7], [[8, 0]], [1.0]))
-    assert answer[0].length == 2
+@pytest.mark.parametrize("name", ["T0", "T1", "T1-lora"])
+def test_a_value_server_answers_for_each(folder, name, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder[0] / "cache"))
+    model = folder[0] / "out" / name
+    ((record,),) = ask(load(model), ([6, 7], [[8, 0]], [1.0]))
+    with torch.no_grad():  # transformers puts an adapter's weights beside its base's, and merges nothing
+        logits = AutoModelForCausalLM.from_pretrained(model)(torch.tensor([[6, 7, 8, 0]])).logits[0, 1:]
+    np.testing.assert_allclose(record.value(), logits.logsumexp(-1), atol=1e-4)
 
 
 def test_a_merged_adapter_gives_the_adapters_logits(folder):
-    run(LORA)
     adapter, merged = folder[0] / "out" / "T0-lora", folder[0] / "out" / "T0-merged"
     ids = torch.arange(6, 16)[None]
     with torch.no_grad():
@@ -104,3 +123,11 @@ def test_every_setting_of_a_recipe_is_one_of_trl_or_accelerate(kind, stage):
     given = yaml.safe_load(file.read_text())
     launcher = {"accelerate_config", "num_processes"} & given.keys()
     assert [word for word in parsed[-1] if word.startswith("--")] == [f"--{name}" for name in given if name in launcher]
+
+
+def test_every_setting_of_the_papers_student_is_one_of_ours():
+    """`parse` refuses settings that it does not know, a folder that is not there, and bfloat16 without a GPU."""
+    here = ["--model_name_or_path", str(EXAMPLE), "--bf16", "false", "--use_cpu", "true"]
+    _, training, _, _ = parse(["--config", str(EXAMPLE / "paper" / "tvkd.yaml"), *here])
+    assert (training.num_train_epochs, training.learning_rate, training.beta, training.alpha) == (5, 5e-7, 0.01, 0.7)
+    assert (training.objective, training.recipe, training.shaping) == ("tvkd", None, Shaping())
