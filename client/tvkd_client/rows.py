@@ -4,18 +4,23 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, Json, LargeList, List
 
 from tvkd_shared.errors import InvalidRequest
 
 Row: TypeAlias = Mapping[str, Any]
 Rows: TypeAlias = Dataset | IterableDataset
 
-_MEANT_AS_PROMPT = re.compile(
-    r"(.*[\W_])?(prompt|question|instruction|input|query|system|message|conversation|context|problem|user|human|task)"
-    r"s?([\W_](?!id).*)?",
-    re.IGNORECASE,
+_NO_PROMPT = re.compile(
+    r"(id|u?uid|key|index|idx|hash|source|origin|dataset|subset|split|domain|subreddit|url|link|file|path|license|name|"
+    r"model|version|author|annotator|date|time|timestamp|category|categories|class|type|kind|tag|label|lang|language|"
+    r"locale|status|quality|difficulty|level|score|rating|rank|reward|margin|method|style|format|meta|metadata|tool|"
+    r"answer|response|output|completion|generation|target|truth|summary|preference|choice|winner|reason|rationale|"
+    r"explanation|critique|feedback|note|annotation)s?"
 )
+"""Last words of the names of columns that are no prompt, in data sets that people share: they say where a pair comes
+from, of what kind and how good it is, or what else was answered."""
+
 _CHAT_AS_TEXT = re.compile(
     r"""\s*(\[\s*\{\s*(['"])(role|content|from|value)\2\s*:|\{\s*(['"])(role|from)\4\s*:[^:]*\4(content|value)\4\s*:)"""
 )
@@ -26,8 +31,8 @@ def gate(rows: Rows, name: str, *, begins_with_prompt: bool = False) -> Rows:
 
     Without a prompt column the prompt is what chosen and rejected share at their beginning, as TRL finds it; so it is
     where a text prompt stands beside whole chats that begin with it. Plain text without a prompt column is refused
-    where another column looks like the prompt or what is shared ends inside a word, unless `begins_with_prompt`: the
-    user says that both begin with the prompt. Rows that stream are checked as they come.
+    where another column of text may be the prompt, by its name, or what is shared ends inside a word, unless
+    `begins_with_prompt`: the user says that both begin with the prompt. Rows that stream are checked as they come.
 
     Raises InvalidRequest that names the first row at fault.
     """
@@ -48,17 +53,17 @@ def gate(rows: Rows, name: str, *, begins_with_prompt: bool = False) -> Rows:
             f"data set {name}: chosen and rejected both begin with the prompt, which would be read twice: "
             "--prompt-column none"
         )
-    # TRL takes any of these columns to learn whether rows are chats.
-    rows = rows.remove_columns([column for column in ("messages", "completion") if column in first])
     kind, prompt = _kind(first["chosen"]), _kind(first.get("prompt"))
     if kind is None:
         wanted = "text, or a list of messages with role and content"
         raise InvalidRequest(f"data set {name}, row 0: chosen is {_short(first['chosen'])}, not {wanted}")
+    if "prompt" not in first and kind == "text" and not begins_with_prompt:
+        _refuse_another_prompt(rows, first, name)
+    # TRL takes any of these columns to learn whether rows are chats.
+    rows = rows.remove_columns([column for column in ("messages", "completion") if column in first])
     if (kind, prompt) == ("messages", "text"):
         rows = _checked(rows, name, _prompt_beside_chats).remove_columns("prompt")
     if "prompt" not in first or (kind, prompt) == ("messages", "text"):
-        if kind == "text" and not begins_with_prompt:
-            _refuse_another_prompt(first, name)
         rows = _checked(rows, name, lambda row: _unshared(row, kind, begins_with_prompt))
         rows = rows.map(_extracted)
     return _checked(rows, name, lambda row: _fault(row, ("prompt", "chosen", "rejected"), kind))
@@ -98,12 +103,30 @@ def _begin_with_prompt(row: Row) -> bool:
     return bool(prompt) and all(text.startswith(prompt) and text != prompt for text in completions)
 
 
-def _refuse_another_prompt(first: Row, name: str) -> None:
-    if found := [column for column, cell in first.items() if _kind(cell) and _MEANT_AS_PROMPT.fullmatch(column)]:
+def _refuse_another_prompt(rows: Rows, first: Row, name: str) -> None:
+    # Rows that stream may know their columns by their cells alone.
+    features = rows.features or Dataset.from_list([dict(first)], on_mixed_types="use_json").features
+    found = [column for column, feature in features.items() if _has_text(feature) and _may_be_prompt(column)]
+    if found:
+        look, column = ("looks", found[0]) if len(found) == 1 else ("look", "COLUMN")
         raise InvalidRequest(
-            f"data set {name} has no column prompt, and {', '.join(found)} looks like it: --prompt-column {found[-1]} "
+            f"data set {name} has no column prompt, and {', '.join(found)} {look} like it: --prompt-column {column} "
             "takes it, and --prompt-column none says that chosen and rejected both begin with the prompt"
         )
+
+
+def _may_be_prompt(column: str) -> bool:
+    """The last word of a name says what a column is, as in prompt_id; what names a completion, as in chosen_text."""
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", column)]
+    return not ({"chosen", "rejected"} & set(words) or (words and _NO_PROMPT.fullmatch(words[-1])))
+
+
+def _has_text(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return any(map(_has_text, feature.values()))
+    if isinstance(feature, List | LargeList):
+        return _has_text(feature.feature)
+    return isinstance(feature, Json) or getattr(feature, "dtype", None) in ("string", "large_string")
 
 
 def _unshared(row: Row, kind: str, begins_with_prompt: bool) -> str | None:

@@ -31,13 +31,41 @@ def refusal(*rows, columns=None, tokenizer=None) -> str:
 
 
 @pytest.mark.parametrize(
-    "column", ["question", "instruction", "input", "query", "system", "Prompt", "user_input", "prompt.text", "messages"]
-)
+    "column",
+    ["question", "instruction", "input", "query", "system", "Prompt", "user_input", "prompt.text", "messages", "post",
+     "text", "history", "dialogue", "chat", "request", "document", "article", "context", "conversations", "title",
+     "userMessage", "question_1", "source_text", "问题"],
+)  # fmt: skip
 def test_a_prompt_under_another_name_is_taken_only_when_it_is_named(column):
-    row = {column: "0+1?", "chosen": "It is 1.", "rejected": "Maybe 0"}
+    row = {column: "0+1?", "chosen": "It is 1.", "rejected": "It is 0."}
     assert f"{column} looks like it: --prompt-column {column}" in refusal(row)
+    assert f"{column} looks like it" in refusal(row | {column: None}, row), "only row 0 lacks it"
     taken = Columns(column).of(Dataset.from_list([row]), "x")
-    assert taken.to_list() == [{"prompt": "0+1?", "chosen": "It is 1.", "rejected": "Maybe 0"}]
+    assert taken.to_list() == [{"prompt": "0+1?", "chosen": "It is 1.", "rejected": "It is 0."}]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [{"id": 7, "full_text": "0+1?"}, ["0+1?"], [{"from": "human", "value": "0+1?"}], [message("user", "0+1?")]],
+    ids=["object", "texts", "ShareGPT", "messages"],
+)
+def test_a_column_with_text_inside_may_be_the_prompt_too(cell):
+    row = {"info": cell, "system": "Add.", "chosen": "It is 1.", "rejected": "It is 0."}
+    assert "no column prompt, and info, system look like it: --prompt-column COLUMN takes it" in refusal(row)
+
+
+def test_columns_that_say_something_of_a_pair_are_no_prompt():
+    """Names and types of such columns in data sets that people share."""
+    texts = (
+        "id", "prompt_id", "postId", "source", "dataset", "subset", "domain", "url", "category", "prompt_category",
+        "type", "question_type", "lang", "language", "chosen_model", "model2", "rejected_response", "original_chosen",
+        "output", "reference_answer", "score", "chosen-rating", "preference", "rationale", "annotator", "timestamp",
+        "metadata", "tags",
+    )  # fmt: skip
+    others = {"turns": 3, "context_length": 7, "question": None, "margin": 0.5, "labels": ["w8"], "meta": {"a": "w9"}}
+    row = dict.fromkeys(texts, "w8") | others | {"chosen": "It is 1.", "rejected": "It is 0."}
+    (taken,) = Columns().of(Dataset.from_list([row]), "x")
+    assert taken["prompt"] == "It is"
 
 
 def test_every_column_may_have_another_name():
@@ -169,3 +197,6 @@ def test_rows_that_stream_are_checked_as_they_come():
     assert [next(passed), next(passed)] == rows[:2]
     with pytest.raises(InvalidRequest, match="row 2: chosen is empty"):
         next(passed)
+    asked = [{"post": "0+1?", "chosen": "It is 1.", "rejected": "It is 0."}]
+    with pytest.raises(InvalidRequest, match="post looks like it"):
+        gate(IterableDataset.from_generator(lambda: iter(asked)), "x")
