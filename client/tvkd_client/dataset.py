@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ _FORMATS: dict[tuple[str, str | None], re.Pattern[str]] = {
     ("csv", "\t"): re.compile(r"\.tsv(\.\w+)?$"),
 }
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_CONFIGURATIONS = re.compile(r"vailable(?: configs)?: \[(.*)\]")
+"""The names in what datasets says where none is named, or another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def load_preferences(
     Raises InvalidRequest when nothing is there, when the split is unknown or has to be named, and for columns and rows
     that do not pass `gate`.
     """
-    with _reading(f"data set {path_or_name}"):
+    with _reading(f"data set {path_or_name}", "dataset_config (--dataset-config)"):
         loaded = _load(path_or_name, split, config)
     rows = _one_split(loaded, path_or_name, split)
     if rows.info.builder_name == "csv":
@@ -114,31 +116,42 @@ def is_hub_id(name: str) -> bool:
 
 
 @contextmanager
-def _reading(what: str) -> Iterator[None]:
+def _reading(what: str, configuration: str = "") -> Iterator[None]:
+    """Says in one line why what cannot be read. `configuration` is the setting that names one, where it has several."""
     try:
         yield
     except InvalidRequest:
         raise
     # Builders raise anything from OSError to DatasetGenerationError; all of them mean that this source does not read.
     except Exception as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        said = str(error.__cause__ or error).strip()
+        reason = said.partition("\n")[0] or type(error).__name__
         if isinstance(error, StopIteration) or reason.endswith("corresponds to no data!"):
             reason = "it has no rows"
-        raise InvalidRequest(f"{what} cannot be read: {reason or type(error).__name__}") from error
+        elif names := _CONFIGURATIONS.search(said):
+            listed = names[1].replace("'", "")
+            reason = f"{configuration} has to be one of its configurations, {listed}"
+        raise InvalidRequest(f"{what} cannot be read: {reason}") from error
 
 
 def _mixed(mixture: DatasetMixtureConfig) -> datasets.DatasetDict:
     """TRL's mixture, whose entries may name a file or a glob where TRL wants a builder and data_files."""
     for entry in mixture.datasets:
-        if files := _files(entry.path):
+        name = entry.path
+        if files := _files(name):
             entry.path, options = _builder(files)
             entry.data_files = options["data_files"]
+            if options.get("sep") == "\t":
+                raise InvalidRequest(
+                    f"datasets: {name} has tabs between fields, which a mixture does not read; save CSV"
+                )
+        # Each is read alone first, so that a fault names its entry; what was read is kept for the mixture.
+        with _reading(f"datasets: {name}", "name in its entry"):
+            rows = get_dataset(DatasetMixtureConfig([replace(entry, fraction=None)]))["train"]
+        if entry.path == "csv":
+            _refuse_shifted(rows, name)
     with _reading("datasets"):
-        mixed = get_dataset(mixture)
-    if any(entry.path == "csv" for entry in mixture.datasets):
-        for rows in mixed.values():
-            _refuse_shifted(rows, "datasets")
-    return mixed
+        return get_dataset(mixture)
 
 
 def _refuse_shifted(rows: datasets.Dataset, name: str) -> None:

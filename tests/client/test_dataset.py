@@ -4,8 +4,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 from preference_rows import SHAPES, conversational, plain
 from trl.data_utils import maybe_extract_prompt
+from trl.scripts.utils import DatasetMixtureConfig
 
-from tvkd_client.dataset import Columns, load_preferences
+from tvkd.cli import main as tvkd
+from tvkd_client.dataset import Columns, DataArguments, load_preferences, training_data
 from tvkd_shared.errors import InvalidRequest
 
 ROWS = plain(4)
@@ -92,6 +94,68 @@ def test_several_splits_want_a_name_and_one_does_not(tmp_path):
     assert len(load_preferences(jsonl(tmp_path), "train[:2]")) == 2
     with pytest.raises(InvalidRequest, match="leave out 'test'"):
         load_preferences(saved(tmp_path), "test")
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """A folder of two configurations, of three pairs and of one."""
+    folder = tmp_path / "configured"
+    write_jsonl(folder / "easy.jsonl", ROWS[:3])
+    write_jsonl(folder / "hard.jsonl", ROWS[3:])
+    entries = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("easy", "hard"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
+    return str(folder)
+
+
+def mixed(*entries: dict) -> Dataset:
+    return training_data(DataArguments(), DatasetMixtureConfig([*entries]), evaluation=False)["train"]
+
+
+def test_a_configuration_is_read_when_it_is_named(configured):
+    assert load_preferences(configured, config="hard").to_list() == ROWS[3:]
+    assert mixed({"path": configured, "name": "hard"}).to_list() == ROWS[3:]
+    wanted = "has to be one of its configurations, easy, hard$"
+    for config in (None, "other"):
+        with pytest.raises(InvalidRequest, match=rf"dataset_config \(--dataset-config\) {wanted}"):
+            load_preferences(configured, config=config)
+        with pytest.raises(InvalidRequest, match=rf"name in its entry {wanted}"):
+            mixed({"path": configured, "name": config})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("torn.jsonl", '{"prompt": "w8", "cho', "datasets: .*torn.jsonl cannot be read: JSON parse error"),
+        (
+            "shifted.csv",
+            "prompt,chosen,rejected\nw8,w9,w10,w11\n",
+            "data set .*shifted.csv: its lines have more fields",
+        ),
+        ("pairs.tsv", "prompt\tchosen\trejected\nw8\tw9\tw10\n", "datasets: .*pairs.tsv has tabs between fields"),
+        ("pairs.txt", "w8", "pairs.txt is not JSON, JSON lines, CSV or Parquet"),
+    ],
+)
+def test_a_fault_in_a_mixture_names_its_entry(name, content, line, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InvalidRequest, match=line):
+        mixed({"path": jsonl(tmp_path), "fraction": 0.5}, {"path": str(tmp_path / name), "fraction": 0.5})
+
+
+@pytest.mark.parametrize("command", ["prefetch", "show", "train"])
+def test_every_command_takes_a_configuration_and_says_which_there_are(
+    command, configured, server, student, tmp_path, capsys
+):
+    flags = ["--server", server.url, "--dataset", configured, "--tokenizer", str(student)]
+    if command == "train":
+        flags = [
+            "--teacher", server.url, "--dataset_name", configured, "--model_name_or_path", str(student), "--output_dir",
+            str(tmp_path / "out"), "--use_cpu", "--max_steps", "1", "--report_to", "none", "--save_strategy", "no",
+        ]  # fmt: skip
+    assert tvkd([command, *flags]) == 2
+    assert "(--dataset-config) has to be one of its configurations, easy, hard" in capsys.readouterr().err
+    assert tvkd([command, *flags, "--dataset-config", "hard"]) == 0
+    told = capsys.readouterr()
+    assert ("margin" in told.out) if command == "show" else ("the first of 1 pairs" in told.err)
 
 
 def broken(**change) -> list[dict]:
