@@ -1,4 +1,4 @@
-"""Data that are wrong or odd: each file is read as TRL reads it, or refused in one line that says what is wrong."""
+"""Data that are wrong or odd: a file is read as TRL reads it, or a command refuses it in one line that says why."""
 
 import json
 from types import SimpleNamespace
@@ -13,7 +13,6 @@ from trl import DPOTrainer
 from tvkd.cli import main as tvkd
 from tvkd_client.dataset import load_preferences
 from tvkd_client.preference_tokens import tokenize_preferences
-from tvkd_shared.errors import InvalidRequest
 
 PLAIN: dict[str, Any] = {"prompt": "w8 w9 ", "chosen": "w10 w11", "rejected": "w12"}
 CHAT: dict[str, Any] = {
@@ -165,36 +164,52 @@ def as_trl(path: str, tokenizer) -> list[tuple[list[int], ...]]:
     return token_ids(DPOTrainer._prepare_dataset(SimpleNamespace(_tokenizer=tokenizer), rows, tokenizer, args, "x"))
 
 
-@pytest.mark.parametrize(("name", "content", "line"), CASES, ids=[name for name, *_ in CASES])
-def test_a_file_is_read_as_trl_reads_it_or_refused_in_one_line(name, content, line, written, tokenizer):
-    path = written(name, content)
-    if line is AS_TRL:
-        assert token_ids(tokenize_preferences(load_preferences(path), tokenizer)) == as_trl(path, tokenizer)
-        return
-    with pytest.raises(InvalidRequest) as caught:
-        tokenize_preferences(load_preferences(path), tokenizer)
-    assert line in str(caught.value) and "\n" not in str(caught.value)
+REFUSED = {name: (content, line) for name, content, line in CASES if line is not AS_TRL}
+TAKEN = {name: content for name, content, line in CASES if line is AS_TRL}
 
 
-THROUGH_COMMANDS = ["latin later.jsonl", "shifted.csv", "empty.jsonl", "both begin with the prompt.jsonl",
-                    "a call of a tool is text (chat).jsonl", "a role of its own (chat).jsonl"]  # fmt: skip
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_file_is_read_as_trl_reads_it(name, written, tokenizer):
+    path = written(name, TAKEN[name])
+    assert token_ids(tokenize_preferences(load_preferences(path), tokenizer)) == as_trl(path, tokenizer)
 
 
-@pytest.mark.parametrize("command", ["prefetch", "train", "a mixture"])
-@pytest.mark.parametrize("name", THROUGH_COMMANDS)
-def test_the_commands_say_it_in_one_line_or_do_it(name, command, written, server, student, tmp_path, capsys):
-    content, line = next((content, line) for named, content, line in CASES if named == name)
-    path = written(name, content)
-    named = {"datasets": [{"path": path}]} if command == "a mixture" else {"dataset_name": path}
-    settings = {
-        "model_name_or_path": str(student), "output_dir": str(tmp_path / "out"), "teacher": server.url, "max_steps": 1,
-        "use_cpu": True, "bf16": False, "report_to": "none", "quiet": True, "disable_tqdm": True,
-    }  # fmt: skip
-    (tmp_path / "tvkd.yaml").write_text(yaml.safe_dump(settings | named))
-    verb = "prefetch" if command == "prefetch" else "train"
-    code = tvkd([verb, "--config", str(tmp_path / "tvkd.yaml")])
-    said = [text for text in capsys.readouterr().err.splitlines() if text.startswith(f"tvkd {verb}: ")]
-    if line is AS_TRL:
-        assert code == 0
-    else:
-        assert (code, len(said)) == (2, 1) and line in said[0]
+@pytest.fixture
+def command(server, student, tmp_path):
+    """Gives the words of a command that reads the file at a path."""
+
+    def of(name: str, path: str) -> list[str]:
+        if name == "prefetch":
+            return ["prefetch", "--server", server.url, "--dataset", path, "--tokenizer", str(student), "--quiet"]
+        settings = {
+            "model_name_or_path": str(student), "output_dir": str(tmp_path / "out"), "teacher": server.url,
+            "max_steps": 1, "use_cpu": True, "bf16": False, "report_to": "none", "quiet": True, "disable_tqdm": True,
+        }  # fmt: skip
+        settings |= {"datasets": [{"path": path}]} if name == "train on a mixture" else {"dataset_name": path}
+        (tmp_path / "tvkd.yaml").write_text(yaml.safe_dump(settings))
+        return ["train", "--config", str(tmp_path / "tvkd.yaml")]
+
+    return of
+
+
+OF_A_MIXTURE = ("latin later.jsonl", "shifted.csv", "empty.jsonl", "both begin with the prompt.jsonl",
+                "a call of a tool is text (chat).jsonl", "prompt is one special token.jsonl")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [(verb, name) for verb in ("prefetch", "train") for name in REFUSED]
+    + [("train on a mixture", name) for name in OF_A_MIXTURE],
+)
+def test_a_command_says_in_one_line_what_is_wrong_and_ends_with_2(verb, name, command, written, capsys):
+    content, line = REFUSED[name]
+    assert tvkd(command(verb, written(name, content))) == 2
+    progress = ("examples/s]", "it/s]")
+    said = [text for text in capsys.readouterr().err.splitlines() if text and not text.endswith(progress)]
+    assert len(said) == 1 and line in said[0], said
+
+
+@pytest.mark.parametrize("verb", ["prefetch", "train", "train on a mixture"])
+def test_a_command_takes_what_trl_takes(verb, command, written):
+    name = "a role of its own (chat).jsonl"
+    assert tvkd(command(verb, written(name, TAKEN[name]))) == 0
