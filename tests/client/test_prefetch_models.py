@@ -126,6 +126,23 @@ def test_a_training_s_file_fills_the_teacher_s_own_tokens_through_its_server(
         server.kill()
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["two splits", "a mixture"])
+def test_a_training_s_file_fills_what_it_evaluates_on_too(training, several, server, tmp_path, capsys):
+    (tmp_path / "two").mkdir()
+    splits = {"train": plain(4, seed=7010), "test": plain(4, seed=7020)}
+    files = [write(tmp_path / "two" / f"{split}.jsonl", rows) for split, rows in splits.items()]
+    mixture = {"dataset_name": None, "datasets": [{"path": file} for file in files], "test_split_size": 0.25}
+    data = mixture if several else {"dataset_name": str(tmp_path / "two")}
+    path = training(
+        teacher=server.url, teacher_id=None, objective="tvkd", reference=None, reference_id=None, eval_strategy="steps",
+        eval_steps=1, **data,
+    )  # fmt: skip
+    assert tvkd(["prefetch", "--config", path, "--quiet"]) == 0
+    assert "16 sequences" in capsys.readouterr().out
+    assert tvkd(["train", "--config", path, "--teacher", str(server.store_path)]) == 0
+    assert "eval_loss" in (tmp_path / "out" / "metrics.jsonl").read_text()
+
+
 def test_a_teacher_s_tokenizer_that_is_another_s_is_refused_before_anything_is_computed(
     training, two_tokenizers, merged_student, capsys
 ):

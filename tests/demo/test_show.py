@@ -44,6 +44,16 @@ def test_sums_lengths_and_margin_are_shown(arguments, capsys):
     assert table[2].split() == ["margin", "+2.500", "+1", "+1.000"]
 
 
+def test_a_prompt_under_another_name_is_taken_when_it_is_named(small_store, tmp_path, capsys):
+    data = tmp_path / "asked.jsonl"
+    data.write_text(small_store.dataset.read_text().replace('"prompt"', '"question"'))
+    asked = ["--dataset", data, "--store", small_store.path, "--tokenizer", small_store.tokenizer]
+    assert run(*asked) == 2
+    assert "question looks like it: --prompt-column question" in capsys.readouterr().err
+    assert run(*asked, "--prompt-column", "question") == 0
+    assert capsys.readouterr().out.partition("chosen\n")[2].split()[:3] == ["w8", "w9", "<eos>"]
+
+
 def test_the_terminal_reading_is_applied_after_the_end_of_sequence(arguments, capsys):
     run(*arguments, "--terminal", "zero", "--gamma", "0.5")
     numbers = capsys.readouterr().out.partition("chosen\n")[2].splitlines()[1].split()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tvkd_client import TVKDConfig, trl_private
 from tvkd_client.train import parse
@@ -83,3 +84,4 @@ def test_the_example_s_settings_are_all_known(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     _, training, _, _ = parse(["--config", str(example)])
     assert (training.alpha, training.gamma, training.teacher) == (0.7, 1.0, "http://127.0.0.1:8077")
+    assert training.bf16 is torch.accelerator.is_available(), "it runs as it is on a machine without an accelerator"

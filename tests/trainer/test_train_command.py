@@ -106,7 +106,9 @@ def test_max_length_says_how_many_pairs_it_drops_and_cuts(config, tmp_path, caps
     pairs = [{"prompt": "w8 " * prompt, "chosen": "w9 " * answer, "rejected": "w10"} for prompt, answer in lengths]
     path = config(alpha=0.0, dataset_name=write(tmp_path / "long.jsonl", *pairs), quiet=True)
     assert tvkd(["train", "--config", path, "--max_length", "10"]) == 0
-    assert capsys.readouterr().err.count("tvkd: max_length 10 ") == 2
+    said = capsys.readouterr().err
+    assert "tvkd: max_length 10 drops 1 of 3 pairs of train: " in said
+    assert "tvkd: max_length 10 cuts completions of 1 of 3 pairs of train\n" in said
     assert tvkd(["train", "--config", path, "--max_length", "2"]) == 2
     assert "max_length 2 leaves none of the 3 pairs of train" in capsys.readouterr().err
 
@@ -144,13 +146,22 @@ def test_what_is_logged_is_kept_in_the_output_folder_and_goes_on_with_the_run(co
     assert steps() == [1, 1]
 
 
-@pytest.mark.parametrize("content", ["alpha: [", "- a list", "what_is_this: 1", "potential: q"])
-def test_a_bad_file_is_one_line_and_exit_2(config, capsys, content):
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("alpha: [", "line 1"),
+        ("- a list", "must contain a YAML mapping"),
+        ("what_is_this: 1", "unknown settings: --what_is_this"),
+        ("potential: q", "potential 'q' is unknown"),
+        ("warmup_ratio: 0.1", "warmup_ratio is warmup_steps, which takes a share of the steps too"),
+    ],
+)
+def test_a_bad_file_is_one_line_and_exit_2(config, capsys, content, line):
     path = Path(config(alpha=0.0))
     path.write_text(path.read_text() + content if content != "- a list" else content)
     assert tvkd(["train", "--config", str(path)]) == 2
     err = capsys.readouterr().err
-    assert err.count("tvkd train: ") == 1 and "Traceback" not in err
+    assert err.count("tvkd train: ") == 1 and line in err and "Traceback" not in err
 
 
 def test_a_fault_of_trl_is_no_mistake_of_the_user(config, monkeypatch):
