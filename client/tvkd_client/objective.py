@@ -11,13 +11,13 @@ from tvkd_client.collator import Scores
 from tvkd_client.training_settings import Role
 
 FEW_TOKENS = 256
-"""Tokens from which on the mean of A is taken for that of the data."""
+"""Tokens, or spans, from which on the mean of A is taken for that of the data."""
 
 UNLEARNS = 0.5
-"""Nats a token by which a teacher may find chosen completions less likely than the student's reference does."""
+"""Nats a token, or span, by which a teacher may find chosen completions less likely than the student's reference."""
 
 DISPLACED = 1.0
-"""Nats a token by which a teacher's DPO may have lowered the log-prob of all completions, on average."""
+"""Nats a token, or span, by which a teacher's DPO may have lowered the log-prob of all completions, on average."""
 
 
 @dataclass(slots=True)
@@ -148,22 +148,23 @@ def metrics_of(sums: torch.Tensor) -> dict[str, float]:
     }
 
 
-def warning_of(sums: torch.Tensor, *, one_teacher: bool, center: bool) -> str | None:
+def warning_of(sums: torch.Tensor, *, one_teacher: bool, center: bool, unit: str) -> str | None:
     """What objective token would teach beside preferences, from the sums over FEW_TOKENS or more; None if nothing.
 
-    `one_teacher` says that A is taken against the student's reference, for want of the teacher's.
+    `one_teacher` says that A is taken against the student's reference, for want of the teacher's. `unit` is
+    token or span.
     """
     s = dict(zip(SUMS, sums.tolist(), strict=True))
     mean, mean_of_chosen = s["A"] / s["tokens"], s["A of chosen"] / max(s["chosen"], 1.0)
     if one_teacher and mean_of_chosen < -UNLEARNS:
         return (
-            f"the teacher's cross-entropy on chosen completions is {-mean_of_chosen:.2f} nats a token above that of "
+            f"the teacher's cross-entropy on chosen completions is {-mean_of_chosen:.2f} nats a {unit} above that of "
             "the student's reference, so the student will unlearn its fine-tuning. Set teacher_reference to the model "
             "that the teacher's DPO started from, or take a teacher that was fine-tuned on the same data"
         )
     if mean < -DISPLACED and not center:
         return (
-            f"the advantage's mean is {mean:.2f} nats a token: the teacher's DPO made all completions less likely, and "
-            "the student will learn that too. Set center: true, or train the teacher more mildly"
+            f"the advantage's mean is {mean:.2f} nats a {unit}: the teacher's DPO made all completions less likely, "
+            "and the student will learn that too. Set center: true, or train the teacher more mildly"
         )
     return None

@@ -239,7 +239,8 @@ class TVKDTrainer(OpenDPOTrainer):
         self._first_sums = self._first_sums.to(sums) + sums
         if self._first_sums[0] >= FEW_TOKENS:
             one_teacher = "teacher_reference" not in self.sources
-            warning = warning_of(self._first_sums, one_teacher=one_teacher, center=self.settings.center)
+            unit = "token" if self.teacher_tokenizer is None else "span"
+            warning = warning_of(self._first_sums, one_teacher=one_teacher, center=self.settings.center, unit=unit)
             if warning and self.accelerator.is_main_process:
                 logger.warning(warning)
             self._first_sums = None
