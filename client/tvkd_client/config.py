@@ -64,6 +64,11 @@ class TVKDConfig(TrainingSettings, DPOConfig):
                 f"loss_type {self.loss_type} with loss_weights {self.loss_weights}: objective {self.objective} is"
                 " defined for [sigmoid] alone"
             )
+        if self.sync_ref_model:
+            raise InvalidRequest(
+                f"sync_ref_model moves the student's reference, and objective {self.objective} regresses onto what was"
+                " learned from a fixed one; leave it out"
+            )
         if self.precompute_ref_log_probs and not self.reference:
             raise InvalidRequest(
                 f"precompute_ref_log_probs keeps a sum for each completion, and objective {self.objective} needs the"

@@ -38,7 +38,7 @@ _RENAMED = {
     "cutoff_len": "max_length",
     "sequence_len": "max_length",
     "evaluation_strategy": "eval_strategy",
-    "tokenizer": "that of model_name_or_path",
+    "tokenizer": "that of model_name_or_path, and the teacher's is teacher_tokenizer",
     "no_cuda": "use_cpu",
     "model": "model_name_or_path",
     "base_model": "model_name_or_path",

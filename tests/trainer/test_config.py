@@ -57,7 +57,12 @@ def test_a_setting_without_a_meaning_is_refused(tmp_path, name, setting):
 
 @pytest.mark.parametrize(
     ("name", "setting"),
-    [("loss_type", ["sigmoid", "sft"]), ("loss_weights", [2.0]), ("precompute_ref_log_probs", True)],
+    [
+        ("loss_type", ["sigmoid", "sft"]),
+        ("loss_weights", [2.0]),
+        ("precompute_ref_log_probs", True),
+        ("sync_ref_model", True),
+    ],
 )
 @pytest.mark.parametrize("objective", ["token", "soft-label"])
 def test_a_setting_that_an_objective_has_no_meaning_for_is_refused(tmp_path, objective, name, setting):

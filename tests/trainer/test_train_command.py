@@ -42,6 +42,7 @@ def test_flags_override_the_file_and_lora_is_a_setting(config, tmp_path):
         (["--torch_dtype", "float32"], "torch_dtype is dtype"),
         (["--warmup_ratio", "0.1"], "warmup_ratio is warmup_steps"),
         (["--max_prompt_length", "512"], "max_length alone cuts"),
+        (["--tokenizer", "teacher"], "the teacher's is teacher_tokenizer"),
         (["--dataset_name", "none.jsonl"], "no data set at none.jsonl"),
         (["--alpha", "0", "--model_name_or_path", "/none"], "/none is neither a folder"),
         (["--alpha", "0", "--model_name_or_path", "tests"], "model tests cannot be read"),
