@@ -13,11 +13,10 @@ import torch
 from torch.utils.data import get_worker_info
 
 from tvkd_client.completions import Completions
-from tvkd_client.roles import Sources, base_role
+from tvkd_client.roles import Sources, base_role, records_of
 from tvkd_client.source import ServerSource
 from tvkd_client.training_settings import Role
 from tvkd_shared.ending import Ending
-from tvkd_shared.errors import WrongAnswer
 from tvkd_shared.record import Record
 from tvkd_shared.shaping import POTENTIALS, Shaping, log_probs
 from tvkd_shared.spans import Spans
@@ -108,7 +107,7 @@ class ScoreCollator:
 
         Raises WrongAnswer when a source's records do not fit, and whatever a source raises.
         """
-        records = {role: self._records(role, *completions.of(role)) for role in self.sources}
+        records = {role: records_of(role, source, *completions.of(role)) for role, source in self.sources.items()}
         shaping_N = None
         if self.shaping is not None:
             shaping_N = np.array(self._shaping(self.shaping, completions, records))
@@ -140,20 +139,6 @@ class ScoreCollator:
         bases = records[base] if base else [None] * len(teacher_ends)
         rows = zip(records["teacher"], completions.kept_of("teacher"), teacher_ends, bases, strict=True)
         return [shaping.of(record, kept=kept, end=end, base=started) for record, kept, end, started in rows]
-
-    def _records(
-        self, role: Role, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
-    ) -> list[Record]:
-        records = self.sources[role].fetch(prompts, completions)
-        if len(records) != len(completions):
-            raise WrongAnswer(f"{role}: the source returned {len(records)} records for {len(completions)} completions")
-        for record, completion in zip(records, completions, strict=True):
-            if record.length != len(completion):
-                raise WrongAnswer(
-                    f"{role}: the source returned values of {record.length} tokens for a completion of"
-                    f" {len(completion)}"
-                )
-        return records
 
     def close(self) -> None:
         """Cancels requests that have not begun, and stops those that wait for a server. A later call starts again."""

@@ -15,6 +15,9 @@ from tvkd_shared.errors import InvalidRequest
 from tvkd_shared.vocabulary import template_digest, tokens_by_id, vocabulary_digest
 from tvkd_shared.wire import TeacherInfo
 
+NO_TOKENIZER = "the model was saved without a tokenizer: whether its vocabulary is the right one was not checked"
+"""What is said of a model of which `check_vocabulary` cannot tell."""
+
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a directory, without the network, or of a hub id. An adapter without one has its base's.
@@ -42,7 +45,7 @@ def tokenize_preferences(
     return token_rows(dataset, name, tokenizer, lambda rows: prepared(rows, tokenizer))
 
 
-def are_chats(tokens: datasets.Dataset) -> bool:
+def are_chats(tokens: datasets.Dataset | datasets.IterableDataset) -> bool:
     """Whether these rows of tokens are made of messages, by the columns that they came from."""
     first: dict[str, Any] = next(iter(tokens), {})
     return isinstance(first.get("chosen"), list)

@@ -155,7 +155,7 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
         chats: bool,
     ) -> int:
         from tvkd_client.completions import TEACHER_COLUMNS  # noqa: PLC0415
-        from tvkd_client.preference_tokens import check_vocabulary, other_template  # noqa: PLC0415
+        from tvkd_client.preference_tokens import NO_TOKENIZER, check_vocabulary, other_template  # noqa: PLC0415
         from tvkd_client.token_rows import TOKEN_COLUMNS  # noqa: PLC0415
 
         own = teachers if fill.what != "reference" else None
@@ -170,7 +170,7 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
             if fill.what:
                 _say(f"{fill.what}: {teacher.name}, id {teacher.id}")
             if teacher.tokenizer_digest is None:
-                _say("the teacher was saved without a tokenizer: whether the vocabularies agree was not checked")
+                _say(NO_TOKENIZER)
             elif own is not None and not self.other_vocabulary:
                 own.check(teacher, template=fill.what == "teacher")
             elif not self.other_vocabulary:

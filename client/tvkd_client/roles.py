@@ -1,19 +1,20 @@
 """The models whose values a run reads: the teacher, what its DPO started from, and the student's reference."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import get_args
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from tvkd_client.config import TVKDConfig
-from tvkd_client.preference_tokens import are_chats, check_vocabulary, other_template
+from tvkd_client.preference_tokens import NO_TOKENIZER, are_chats, check_vocabulary, other_template
 from tvkd_client.source import ServerSource, ValueSource, check_certificate, source_at, teacher_of
 from tvkd_client.teacher_tokens import TeacherTokenizer
 from tvkd_client.training_settings import Role
-from tvkd_shared.errors import InvalidRequest, TeacherMismatch, TVKDError
+from tvkd_shared.errors import InvalidRequest, TeacherMismatch, TVKDError, WrongAnswer
+from tvkd_shared.record import Record
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,11 @@ def open_sources(args: TVKDConfig, given: Sources) -> dict[Role, ValueSource]:
         place, named = getattr(args, role), getattr(args, f"{role}_id")
         if not args.reads(role) or (role not in given and place is None):
             continue
-        with _named(role):
-            sources[role] = given[role] if role in given else source_at(place, args.temperatures_of(role), named)
-            answering = sources[role].teacher_id
+        with named_in_errors(role):
+            source = given[role] if role in given else source_at(place, args.temperatures_of(role), named)
+            if isinstance(source, ServerSource):
+                source.client.teacher()  # a source that was given an id does not ask the server for it
+            sources[role], answering = source, source.teacher_id
             if role in given and named not in (None, answering):
                 raise TeacherMismatch(f"values come from model {answering}, not from {named}")
     if args.reads("teacher") and "teacher" not in sources:
@@ -72,18 +75,20 @@ def check_models(
     sources: Sources,
     args: TVKDConfig,
     tokenizer: PreTrainedTokenizerBase,
-    data_sets: Iterable[Dataset],
+    data_sets: Iterable[Dataset | IterableDataset],
     of_teacher: TeacherTokenizer | None,
 ) -> None:
     """Raises InvalidRequest when a model has larger errors than asked, or other tokens than it is asked for.
 
     Those are the student's in the data, and of teacher and teacher_reference those of `of_teacher` where it is set. A
-    warning says where conversations are written by another chat template than that of the model which reads them.
+    warning says where conversations are written by another chat template than that of the model which reads them, and
+    where a model was saved without the tokenizer that would be compared.
     """
     data_sets = list(data_sets)
     chats = any(map(are_chats, data_sets))
+    known = [rows for rows in data_sets if isinstance(rows, Dataset)]
     for role, source in sources.items():
-        with _named(role):
+        with named_in_errors(role):
             if args.max_value_error is not None:
                 check_certificate(source, args.max_value_error)
             own = of_teacher if role != "reference" else None
@@ -93,15 +98,41 @@ def check_models(
                 continue
             if by_student and args.process_index == 0 and (warning := other_template(tokenizer, model)):
                 logger.warning("%s: %s", role, warning)
-            if own is not None and not args.other_vocabulary:
+            if args.other_vocabulary:
+                continue
+            if model.tokenizer_digest is None and args.process_index == 0:
+                logger.warning("%s: %s", role, NO_TOKENIZER)
+            if own is not None:
                 own.check(model, template=role == "teacher")
-            elif not args.other_vocabulary:
-                client = source.client if isinstance(source, ServerSource) else None
-                check_vocabulary(tokenizer, model, client, data_sets)
+            else:
+                # Which tokens a stream will use is not known.
+                streams = len(known) < len(data_sets)
+                client = source.client if isinstance(source, ServerSource) and not streams else None
+                check_vocabulary(tokenizer, model, client, known)
+
+
+def records_of(
+    role: Role, source: ValueSource, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> list[Record]:
+    """The records that a role's source has of these completions.
+
+    Raises WrongAnswer when they do not fit in number or length, and whatever the source raises; each error of tvkd's
+    names the role.
+    """
+    with named_in_errors(role):
+        records = source.fetch(prompts, completions)
+        if len(records) != len(completions):
+            raise WrongAnswer(f"the source returned {len(records)} records for {len(completions)} completions")
+        for record, completion in zip(records, completions, strict=True):
+            if record.length != len(completion):
+                raise WrongAnswer(
+                    f"the source returned values of {record.length} tokens for a completion of {len(completion)}"
+                )
+    return records
 
 
 @contextmanager
-def _named(role: Role) -> Iterator[None]:
+def named_in_errors(role: Role) -> Iterator[None]:
     """Puts the role in front of an error's message."""
     try:
         yield

@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 from tvkd_client.completions import Completions
-from tvkd_client.roles import Sources, base_role
+from tvkd_client.roles import Sources, base_role, named_in_errors, records_of
 from tvkd_client.source import ServerSource, StoreSource, ValueSource
 from tvkd_client.training_settings import Role
 from tvkd_shared.errors import InvalidRequest, NotCached, WrongAnswer
@@ -73,7 +73,8 @@ def fill(sources: Sources, splits: Mapping[str, Any], accelerator: Accelerator, 
             for some in batches(rows, size=PAIRS_A_BARRIER):
                 if first:
                     for role, server in servers.items():
-                        server.fill(*some.of(role))
+                        with named_in_errors(role):
+                            server.fill(*some.of(role))
                     bar.update(len(some.kept) // 2)
                 accelerator.wait_for_everyone()
 
@@ -115,5 +116,5 @@ def check_reference(
 
 def _log_probs(source: ValueSource, some: Completions, role: Role) -> list[Float64]:
     """Log-prob of each kept token of each completion."""
-    records = source.fetch(*some.of(role))
+    records = records_of(role, source, *some.of(role))
     return [log_probs(record, kept) for record, kept in zip(records, some.kept_of(role), strict=True)]

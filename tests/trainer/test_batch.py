@@ -114,8 +114,19 @@ def test_a_streamed_data_set_trains_as_a_stored_one(make_trainer, pairs, source)
     assert_same_run(train(stored), train(streamed))
 
 
+NOT_FITTING = pytest.mark.parametrize(("kind", "message"), [(OneTooMany, "values of"), (OneMissing, "records for")])
+
+
+@NOT_FITTING
+def test_values_that_do_not_fit_are_in_no_mean_of_the_advantage(make_trainer, source, student, kind, message):
+    wrong = kind(student)
+    wrong.teacher_id = "T0"
+    with pytest.raises(WrongAnswer, match=f"^teacher_reference: .*{message}"):
+        make_trainer(objective="token", center=True, source=source, sources={"teacher_reference": wrong})
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize(("kind", "message"), [(OneTooMany, "values of"), (OneMissing, "records for")])
+@NOT_FITTING
 def test_values_that_do_not_fit_stop_the_run(make_trainer, tiny_teacher, kind, message, workers):
     trainer = make_trainer(alpha=0.7, source=kind(tiny_teacher), dataloader_num_workers=workers)
     # A dataloader worker's error arrives as the same type, with the worker's trace in its message.

@@ -2,14 +2,19 @@
 
 import re
 import shutil
+from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from datasets import Dataset
 from runs import assert_same_run, rows, train
 
 from tvkd_client import ServerSource, TeacherClient
-from tvkd_shared.errors import InvalidRequest, NotCached, TeacherMismatch
+from tvkd_client.preference_tokens import NO_TOKENIZER
+from tvkd_client.training_settings import Role
+from tvkd_shared.errors import InvalidRequest, NotCached, SequenceTooLong, TeacherMismatch
+from tvkd_shared.store import open_store
 
 READING = {"alpha": 0.7, "gamma": 0.9, "temperature": 2.0, "terminal": "zero"}
 
@@ -22,9 +27,9 @@ def sources(server) -> dict[str, dict]:
     }
 
 
-def whole(trainer) -> tuple[list[list[int]], list[list[int]]]:
+def whole(tokens) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts and completions of a trainer's rows."""
-    columns = trainer.train_dataset[:]
+    columns = tokens[:]
     return columns["prompt_ids"] * 2, columns["chosen_ids"] + columns["rejected_ids"]
 
 
@@ -39,7 +44,7 @@ def test_every_source_gives_the_same_losses_and_weights(make_trainer, server, so
 @pytest.mark.parametrize("kind", ["server", "store"])
 def test_dataloader_workers_change_nothing(make_trainer, server, kind):
     settings = READING | sources(server)[kind] | {"max_steps": 2}
-    ServerSource(server.url, (1.0, 2.0)).fetch(*whole(make_trainer(alpha=0.0)))
+    ServerSource(server.url, (1.0, 2.0)).fetch(*whole(make_trainer(alpha=0.0).train_dataset))
     here, there = (train(make_trainer(**settings, dataloader_num_workers=workers)) for workers in (0, 2))
     assert_same_run(here, there)
 
@@ -56,6 +61,12 @@ def test_bulk_leaves_nothing_to_compute(make_trainer, server):
     assert client.store().misses == filled
 
 
+def test_a_pair_that_a_fill_s_model_cannot_read_is_said_with_its_role(make_trainer, server):
+    long = Dataset.from_list([{"prompt": "w8", "chosen": " w9" * 300, "rejected": " w10"}])
+    with pytest.raises(SequenceTooLong, match=r"^teacher: "):
+        make_trainer(**READING, **sources(server)["bulk"], train_dataset=long)
+
+
 def test_the_fill_shows_how_far_it_is(make_trainer, server, capfd):
     data = Dataset.from_list(rows(5, seed=74))
     make_trainer(**READING, **sources(server)["bulk"], train_dataset=data, disable_tqdm=False)
@@ -66,7 +77,7 @@ def test_the_fill_shows_how_far_it_is(make_trainer, server, capfd):
 
 def test_what_a_store_lacks_is_said_before_the_first_step(make_trainer, server):
     stored, held_out = (Dataset.from_list(rows(4, seed=seed)) for seed in (73, 75))
-    ServerSource(server.url, (1.0, 2.0)).fetch(*whole(make_trainer(alpha=0.0, train_dataset=stored)))
+    ServerSource(server.url, (1.0, 2.0)).fetch(*whole(make_trainer(alpha=0.0, train_dataset=stored).train_dataset))
     settings = READING | sources(server)["store"]
     make_trainer(**settings, train_dataset=stored)
     with pytest.raises(
@@ -80,9 +91,38 @@ def test_what_a_store_lacks_is_said_before_the_first_step(make_trainer, server):
         make_trainer(**settings | {"temperature": 3.0}, train_dataset=stored)
 
 
-def test_a_server_s_other_teacher_is_refused(make_trainer, server):
-    with pytest.raises(TeacherMismatch):
-        make_trainer(**READING, **sources(server)["server"], teacher_id="0" * 32)
+@pytest.mark.parametrize("role", get_args(Role))
+def test_one_completion_that_a_role_s_store_lacks_is_said_with_role_and_split(make_trainer, server, source, role):
+    data, held_out = (Dataset.from_list(rows(4, seed=seed)) for seed in (76, 77))
+    data_sets = {"train_dataset": data, "eval_dataset": held_out}
+    trainer = make_trainer(alpha=0.0, **data_sets)
+    prompts, completions = whole(trainer.eval_dataset)
+    ServerSource(server.url).fetch(*whole(trainer.train_dataset))
+    ServerSource(server.url).fetch(prompts[1:], completions[1:])
+    others = {} if role == "teacher" else {"source": source}
+    with pytest.raises(NotCached, match=rf"^{role}: store .* \(train: 0 of 8, eval: 1 of 8 missing\)"):
+        make_trainer(objective="token", **data_sets, **{role: str(server.store_path)}, **others)
+
+
+@pytest.mark.parametrize("role", get_args(Role))
+@pytest.mark.parametrize("kind", ["server", "store", "source"])
+def test_another_model_than_a_role_s_id_names_is_refused(make_trainer, server, source, kind, role):
+    """Also where the vocabulary, and with it the model, is not looked at."""
+    place = {"server": {role: server.url}, "store": {role: str(server.store_path)}, "source": {}}[kind]
+    given = {name: source for name in {"teacher", role} if kind == "source" or name != role}
+    with pytest.raises(TeacherMismatch, match=rf"^{role}: "):
+        make_trainer(objective="token", other_vocabulary=True, sources=given, **place, **{f"{role}_id": "0" * 32})
+
+
+@pytest.mark.parametrize("role", get_args(Role))
+def test_a_model_without_a_tokenizer_is_said(make_trainer, server, source, tmp_path, caplog, role):
+    model = TeacherClient(server.url).teacher().model_copy(update={"tokenizer_digest": None})
+    with closing(open_store(tmp_path / "values")) as store:
+        store.add_teacher(model.id, model.model_dump(mode="json"))
+    others = {} if role == "teacher" else {"source": source}
+    with pytest.raises(NotCached, match="16 of 16"):
+        make_trainer(objective="token", **{role: str(tmp_path / "values")}, **others)
+    assert [record.message for record in caplog.records if record.message.startswith(f"{role}: {NO_TOKENIZER}")]
 
 
 @pytest.fixture
@@ -106,7 +146,10 @@ def test_a_token_that_the_data_do_not_use_is_compared_with_the_server_s(make_tra
     make_trainer(**settings, **sources(server)["server"])
     with pytest.raises(InvalidRequest, match=r"teacher: .* has another vocabulary"):
         make_trainer(**settings, **sources(server)["store"])
-    ServerSource(server.url, (1.0, 2.0)).fetch(*whole(make_trainer(alpha=0.0, train_dataset=data)))
+    with pytest.raises(InvalidRequest, match=r"teacher: .* has another vocabulary"):
+        # Which tokens a stream will use is not known.
+        make_trainer(**settings | {"train_dataset": data.to_iterable_dataset()}, **sources(server)["server"])
+    ServerSource(server.url, (1.0, 2.0)).fetch(*whole(make_trainer(alpha=0.0, train_dataset=data).train_dataset))
     make_trainer(**settings, **sources(server)["store"], other_vocabulary=True)
 
 
