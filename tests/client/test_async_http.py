@@ -8,8 +8,8 @@ from itertools import chain, repeat
 import httpx
 import numpy as np
 import pytest
-from arrow_answers import ITEM, URL, answer, read
 
+from arrow_answers import ITEM, URL, answer, read
 from tvkd_client import AsyncTeacherClient, TeacherClient
 from tvkd_shared.errors import InvalidRequest, NotCached, TeacherUnavailable, TokenOutOfRange, TVKDError
 from tvkd_shared.wire import TextItem, TokenItem

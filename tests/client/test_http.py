@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-from arrow_answers import ITEM, answer, client_of, doctored, read
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arrow_answers import ITEM, answer, client_of, doctored, read
 from tvkd_client.batches import split
 from tvkd_client.http import TeacherClient
 from tvkd_shared.errors import (

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from arrow_answers import ITEM, answer, client_of, read
 
+from arrow_answers import ITEM, answer, client_of, read
 from tvkd_client.http import TeacherClient
 from tvkd_shared.errors import (
     InvalidRequest,

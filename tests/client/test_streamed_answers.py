@@ -7,8 +7,8 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-from arrow_answers import TEACHER, URL, read
 
+from arrow_answers import TEACHER, URL, read
 from tvkd_client import AsyncTeacherClient, TeacherClient
 from tvkd_shared.arrow_stream import AnswerWriter
 from tvkd_shared.errors import InvalidRequest, TeacherMismatch, TeacherUnavailable, WrongAnswer

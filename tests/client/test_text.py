@@ -3,8 +3,8 @@
 import httpx
 import numpy as np
 import pytest
-from arrow_answers import URL, changed
 
+from arrow_answers import URL, changed
 from running_server import start_server
 from text_tokenizers import byte_level
 from tvkd_client.batches import split, tokens_of
