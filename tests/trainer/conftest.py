@@ -5,10 +5,8 @@ import json
 import pytest
 import yaml
 from datasets import Dataset
-from runs import SMALL, rows
+from runs import SMALL, moved_model, rows, trainer_of
 from teacher_source import TeacherSource
-
-from tvkd_client import TVKDConfig, TVKDTrainer
 
 CONFIG = SMALL | {"alpha": 0.7, "gamma": 0.9, "terminal": "zero", "max_steps": -1, "num_train_epochs": 1}
 
@@ -23,23 +21,36 @@ def source(tiny_teacher) -> TeacherSource:
     return TeacherSource(tiny_teacher, (1.0, 2.0))
 
 
+@pytest.fixture(scope="session")
+def started(tiny_teacher, tmp_path_factory):
+    """T0: what the teacher started from."""
+    return moved_model(tiny_teacher, tmp_path_factory.mktemp("started") / "t0")
+
+
+@pytest.fixture(scope="session")
+def _roles(tiny_teacher, started, student):
+    return {
+        "teacher": TeacherSource(tiny_teacher, (1.0, 2.0), "T"),
+        "teacher_reference": TeacherSource(started, teacher_id="T0"),
+        "reference": TeacherSource(student, teacher_id="S0"),
+    }
+
+
+@pytest.fixture
+def roles(_roles):
+    """A source of each role."""
+    return dict(_roles)
+
+
 @pytest.fixture
 def make_trainer(student, pairs, tmp_path):
     """A TVKDTrainer of the tiny student; settings by name, those of SMALL by default."""
 
-    def make(*, train_dataset=None, trainer=TVKDTrainer, config=TVKDConfig, model=None, **settings):
-        sources = settings.pop("sources", {})
-        if source := settings.pop("source", None):
-            sources = {"teacher": source} | sources
-        extra = {"sources": sources} if issubclass(trainer, TVKDTrainer) else {}
-        dpo = {name: settings.pop(name) for name in ("eval_dataset", "peft_config") if name in settings}
-        return trainer(
-            str(model or student),
-            args=config(str(settings.pop("output_dir", tmp_path / "out")), **{**SMALL, **settings}),
-            train_dataset=pairs if train_dataset is None else train_dataset,
-            **dpo,
-            **extra,
-        )
+    def make(*, train_dataset=None, model=None, source=None, sources=None, **settings):
+        sources = ({"teacher": source} if source else {}) | (sources or {})
+        output = settings.pop("output_dir", tmp_path / "out")
+        data = pairs if train_dataset is None else train_dataset
+        return trainer_of(model or student, output, data, sources=sources, **settings)
 
     return make
 

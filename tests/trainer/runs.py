@@ -1,9 +1,12 @@
-"""Short training runs that are compared to the bit."""
+"""Short training runs, and what is compared of them."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import LlamaForCausalLM
+
+from tvkd_client import TVKDConfig, TVKDTrainer
 
 SMALL: dict[str, Any] = {
     "per_device_train_batch_size": 2,
@@ -30,6 +33,24 @@ def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
         {"prompt": words(8), "chosen": " " + words(12), "rejected": " " + (words(12) if row % 4 else words(1))}
         for row in range(count)
     ]
+
+
+def trainer_of(student, output, data, *, sources=None, trainer=TVKDTrainer, config=TVKDConfig, **settings):
+    """A trainer; settings by name, those of SMALL by default."""
+    extra = {"sources": sources} if issubclass(trainer, TVKDTrainer) else {}
+    extra |= {name: settings.pop(name) for name in ("eval_dataset", "peft_config") if name in settings}
+    return trainer(str(student), args=config(str(output), **{**SMALL, **settings}), train_dataset=data, **extra)
+
+
+def moved_model(directory, saved):
+    """The Llama of a folder with other weights near its own, saved in another."""
+    model = LlamaForCausalLM.from_pretrained(directory)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    model.save_pretrained(saved)
+    return saved
 
 
 def moved_weights(trainer) -> list[torch.nn.Parameter]:

@@ -5,14 +5,24 @@ Spans are found from the bytes that tokens stand for.
 
 from itertools import accumulate
 
-import numpy as np
 import torch
-from torch.nn.functional import logsigmoid
+from datasets import Dataset
+from objectives_by_hand import SIDES, log_probs, logits_of, models_of, potential, shaping_of
 
 from text_tokenizers import EOS, byte_level, merged, token_bytes
-from tvkd_shared.shaping import shaping
+from tvkd_client.preference_tokens import tokenize_preferences
 
-BETA = 0.1
+ANSWERS = [
+    ("ﬁne ", "the student reads it. 🇫🇷 🇯🇵 there"),
+    ("the teacher reads 😀 the text", " naïve  student"),
+    ("日本語 and\n\nnew lines é e\u0301 the", "x"),
+    ("👩‍👩‍👧 the 👍🏽 teacher scores the student, and there are spaces", "the the the"),
+]
+TEXTS = [{"prompt": f"the text {row}\n", "chosen": a, "rejected": b} for row, (a, b) in enumerate(ANSWERS)]
+CHATS = [
+    {name: [{"role": "assistant" if name != "prompt" else "user", "content": text}] for name, text in row.items()}
+    for row in TEXTS
+]
 
 
 def by_bytes(row: dict, side: str, teachers: list[int]) -> list[tuple[int, int]]:
@@ -28,15 +38,6 @@ def by_bytes(row: dict, side: str, teachers: list[int]) -> list[tuple[int, int]]
     shared = sorted(set(borders[0]) & set(borders[1]) & set(of_characters))
     assert shared[-1] == len(text.encode())
     return [tuple(each.index(border) + 1 for each in borders) for border in shared] + [tuple(map(len, borders))]
-
-
-def log_probs(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
-    logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
-    return logits.log_softmax(-1)[range(len(completion)), completion]
-
-
-def values(model, prompt: list[int], completion: list[int]) -> np.ndarray:
-    return model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 :].logsumexp(-1).numpy()
 
 
 def sums(numbers: torch.Tensor, ends: list[int]) -> torch.Tensor:
@@ -57,40 +58,26 @@ class ByHand:
         with torch.no_grad():
             behind = log_probs(reference, prompt, ids)
             of_teacher = log_probs(teacher, their_prompt, their_ids)
-            V = values(teacher, their_prompt, their_ids)[: their_ends[-1] + 1]
             if base is None:
-                A_N = sums(of_teacher, their_ends) - sums(behind, our_ends)
-                A = A_N
+                A = self.A = sums(of_teacher, their_ends) - sums(behind, our_ends)
             else:
                 A = (of_teacher - log_probs(base, their_prompt, their_ids))[: their_ends[-1]]
-                A_N = sums(A, their_ends)
+                self.A = sums(A, their_ends)
+            logits_SV = logits_of(teacher, their_prompt, their_ids)[: their_ends[-1] + 1]
+            phi = potential(settings, logits_SV, A)
         lr = (log_probs(policy, prompt, ids) - behind)[:kept]
-        self.lr, self.A, self.delta = sums(lr, our_ends), A_N, lr.sum()
-        ended = len(whole) == len(spans)
-        if settings.get("potential") == "implicit":
-            phi = np.append(0.0, np.cumsum(A.numpy()))
-            end = len(A_N) if base is None else spans[-2][1] + 1
-        else:
-            phi, end = V, spans[-2][1] + 1  # the first token behind the text ends the turn
-        psi = shaping(
-            phi,
-            gamma=settings.get("gamma", 1.0),
-            terminal=settings.get("terminal", "state"),
-            end=end if ended else None,
-        )
-        self.S = psi.mean() if settings.get("aggregate") == "mean" else psi.sum()
+        self.lr, self.delta = sums(lr, our_ends), lr.sum()
+        of_spans = base is None and settings.get("potential") == "implicit"
+        end = len(spans) if of_spans else spans[-2][1] + 1  # the first token behind the text ends the turn
+        self.S = shaping_of(settings, phi, end if len(whole) == len(spans) else None)
 
 
-def loss_by_hand(settings: dict, pairs: list[list[ByHand]], data: list[list[ByHand]]) -> torch.Tensor:
-    every = [one for pair in data for one in pair]
-    c = torch.cat([one.A for one in every]).mean() if settings.get("center") else 0.0
-    k = settings.get("strength", 1.0)
-    delta = torch.stack([chosen.delta - rejected.delta for chosen, rejected in pairs])
-    if settings["objective"] == "tvkd":
-        S = torch.tensor([chosen.S - rejected.S for chosen, rejected in pairs])
-        return -logsigmoid(BETA * delta + settings["alpha"] * S).mean()
-    if settings["objective"] == "soft-label":
-        p = torch.sigmoid(k * torch.stack([chosen.A.sum() - rejected.A.sum() for chosen, rejected in pairs]))
-        return (-p * logsigmoid(BETA * delta) - (1 - p) * logsigmoid(-BETA * delta)).mean()
-    errors = [(one.lr - k * (one.A - c)) ** 2 for pair in pairs for one in pair]
-    return torch.cat(errors).mean() - settings.get("dpo_weight", 0.0) * logsigmoid(BETA * delta).mean()
+def pairs_by_hand(rows: list[dict], policy, roles: dict, settings: dict, longest: int) -> list[list[ByHand]]:
+    """Of rows of a trainer whose teacher reads `byte_level` tokens."""
+    texts = [{name: row[name] for name in ("prompt", *SIDES)} for row in rows]
+    teachers = tokenize_preferences(Dataset.from_list(texts), byte_level())
+    models = models_of(policy, roles)
+    return [
+        [ByHand(row, side, theirs, **models, settings=settings, longest=longest) for side in SIDES]
+        for row, theirs in zip(rows, teachers, strict=True)
+    ]

@@ -13,10 +13,11 @@ from tvkd_shared.value import entropy, value
 
 
 class TeacherSource:
-    teacher_id = "the-tiny-teacher"
-
-    def __init__(self, directory: Path, temperatures: Sequence[float] = (1.0,)) -> None:
+    def __init__(
+        self, directory: Path, temperatures: Sequence[float] = (1.0,), teacher_id: str = "the-tiny-teacher"
+    ) -> None:
         self.directory = directory
+        self.teacher_id = teacher_id
         self.temperatures = temperatures
         self.asked = 0
         self._kept: dict[tuple[tuple[int, ...], tuple[int, ...]], Record] = {}

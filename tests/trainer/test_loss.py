@@ -1,78 +1,49 @@
-"""The shaped loss and its gradient, against an independent computation from raw logits."""
+"""The published loss, by the other route to it: TRL's DPOTrainer, given a reference that the teacher has shifted."""
 
 import numpy as np
 import pytest
 import torch
+from objectives_by_hand import SIDES, logits_of, potential, shaping_of
 from peft import LoraConfig
-from runs import assert_same_gradient, moved_weights
-from torch.nn.functional import logsigmoid
+from runs import assert_same_run, train
 from transformers import AutoModelForCausalLM
+from trl import DPOConfig, DPOTrainer
 
-from tvkd_client import Shaping, TVKDTrainer
 from tvkd_client.collator import SCORES, Scores
-from tvkd_shared.ending import end_of_sequence
-from tvkd_shared.objective import tvkd_loss
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.0, task_type="CAUSAL_LM")
-BETA = 0.1
-READINGS = [
-    (0.7, Shaping()),
-    (-0.4, Shaping(gamma=0.9)),
-    (0.7, Shaping(gamma=0.9, temperature=2.0, terminal="zero")),
-    (3.0, Shaping(gamma=0.95, potential="renyi", temperature=2.0, terminal="last-decision")),
-    (5.0, Shaping(gamma=0.0, potential="entropy", aggregate="mean")),
-]
+ALPHA, BETA, LONGEST = 0.75, 0.125, 10  # sums of these eighths and of γ's are exact in float64, whatever their order
 
 
-def settings(choices: Shaping) -> dict:
-    return {name: getattr(choices, name) for name in Shaping.__dataclass_fields__}
+@pytest.mark.parametrize(
+    ("reading", "peft_config"),
+    [({}, LORA), ({"gamma": 0.875, "temperature": 2.0, "terminal": "zero"}, None)],
+    ids=["lora", "discounted"],
+)
+def test_tvkd_is_trl_s_dpo_of_a_shifted_reference_to_the_bit(make_trainer, source, tiny_teacher, reading, peft_config):
+    """log π_ref' = log π_ref ∓ (α / 2β)·[S(chosen) − S(rejected)]; V has the float32 bits that a store keeps."""
+    both = {"beta": BETA, "max_length": LONGEST, "peft_config": peft_config, "train_sampling_strategy": "sequential"}
+    shaped = train(make_trainer(alpha=ALPHA, **reading, **both, source=source))
 
+    teacher = AutoModelForCausalLM.from_pretrained(tiny_teacher)
+    dpo = make_trainer(trainer=DPOTrainer, config=DPOConfig, precompute_ref_log_probs=True, **both)
 
-def log_prob(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
-    logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
-    return logits.log_softmax(-1)[range(len(completion)), completion].sum()
+    @torch.no_grad()
+    def shifted(row: dict) -> dict:
+        prompt, S = row["prompt_ids"], {}
+        for side in SIDES:
+            whole = row[f"{side}_ids"]
+            kept = whole[: LONGEST - len(prompt)]
+            V = potential(reading, logits_of(teacher, prompt, whole).double(), torch.zeros(0)).float().double()
+            S[side] = shaping_of(reading, V[: len(kept) + 1], len(kept) if kept == whole else None)
+        shift = np.float32(ALPHA / (2 * BETA) * float(S["chosen"] - S["rejected"]))
+        return {
+            f"ref_{side}_logps": np.float32(row[f"ref_{side}_logps"]) + sign * shift
+            for side, sign in zip(SIDES, (-1, 1), strict=True)
+        }
 
-
-def expected(trainer: TVKDTrainer, reference, source, alpha: float, choices: Shaping, rows: list[dict]):
-    """Loss by `tvkd_loss`, and the same as a torch scalar for its gradient; one sequence at a time, no padding."""
-    margins, shapings = [], []
-    for row in rows:
-        sides = {}
-        for side in ("chosen_ids", "rejected_ids"):
-            prompt, completion = row["prompt_ids"], row[side]
-            record = source.fetch([prompt], [completion])[0]
-            end = end_of_sequence(completion, {2}, lambda token: token == 7)
-            with torch.no_grad():
-                behind = log_prob(reference, prompt, completion)
-            ratio = log_prob(trainer.model, prompt, completion) - behind
-            sides[side] = (ratio, choices.of(record, kept=len(completion), end=end))
-        (chosen, s_chosen), (rejected, s_rejected) = sides["chosen_ids"], sides["rejected_ids"]
-        margins.append(chosen - rejected)
-        shapings.append(s_chosen - s_rejected)
-    margin = torch.stack(margins)
-    loss = tvkd_loss(BETA, margin.detach().numpy(), alpha, shapings).mean()
-    return loss, -logsigmoid(BETA * margin + alpha * torch.tensor(shapings, dtype=margin.dtype)).mean()
-
-
-@pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize(("alpha", "choices"), READINGS, ids=str)
-def test_loss_and_gradient_are_the_definition(make_trainer, student, source, alpha, choices, peft_config):
-    trainer = make_trainer(
-        alpha=alpha, beta=BETA, **settings(choices), source=source, peft_config=peft_config,
-        per_device_train_batch_size=4, max_length=None,
-    )  # fmt: skip
-    weights = moved_weights(trainer)
-    rows = [trainer.train_dataset[index] for index in range(4)]
-
-    trainer.model.train()
-    loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
-    gradient = torch.autograd.grad(loss, weights, allow_unused=True)
-    reference = AutoModelForCausalLM.from_pretrained(student)
-    wanted, scalar = expected(trainer, reference, source, alpha, choices, rows)
-    wanted_gradient = torch.autograd.grad(scalar, weights, allow_unused=True)
-
-    assert abs(loss.item() - wanted) < 1e-5
-    assert_same_gradient(gradient, wanted_gradient)
+    dpo.train_dataset = dpo.train_dataset.map(shifted)
+    assert_same_run(shaped, train(dpo))
 
 
 def test_a_large_common_part_of_both_shapings_costs_no_precision(make_trainer, source):

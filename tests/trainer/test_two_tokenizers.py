@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from objectives_by_hand import BETA, loss_by_hand
 from peft import LoraConfig
-from runs import assert_same_gradient, assert_same_run, moved_weights, train
-from spans_by_hand import BETA, ByHand, by_bytes, loss_by_hand
+from runs import assert_same_gradient, assert_same_run, moved_model, moved_weights, train
+from spans_by_hand import CHATS, TEXTS, by_bytes, pairs_by_hand
 from teacher_source import TeacherSource
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from running_server import start_server
 from text_tokenizers import byte_level
@@ -18,18 +18,6 @@ from tvkd_client.source import ServerSource
 from tvkd_shared.errors import InvalidRequest, NotCached
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.0, task_type="CAUSAL_LM")
-ANSWERS = [
-    ("ﬁne ", "the student reads it. 🇫🇷 🇯🇵 there"),
-    ("the teacher reads 😀 the text", " naïve  student"),
-    ("日本語 and\n\nnew lines é e\u0301 the", "x"),
-    ("👩‍👩‍👧 the 👍🏽 teacher scores the student, and there are spaces", "the the the"),
-]
-TEXTS = [{"prompt": f"the text {row}\n", "chosen": a, "rejected": b} for row, (a, b) in enumerate(ANSWERS)]
-CHATS = [
-    {name: [{"role": "assistant" if name != "prompt" else "user", "content": text}] for name, text in row.items()}
-    for row in TEXTS
-]
-
 OBJECTIVES = [
     {"objective": "token"},
     {"objective": "token", "strength": 3.0, "center": True, "dpo_weight": 0.5},
@@ -45,35 +33,18 @@ def name_of(settings: dict) -> str:
     return "-".join(map(str, settings.values()))
 
 
-class Named(TeacherSource):
-    def __init__(self, directory, name: str) -> None:
-        super().__init__(directory)
-        self.teacher_id = name
-
-
-def moved(directory, saved):
-    """The model of a folder with other weights near its own, saved in another."""
-    model = LlamaForCausalLM.from_pretrained(directory)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.05 * torch.randn_like(weight))
-    model.save_pretrained(saved)
-    return saved
-
-
 @pytest.fixture(scope="session")
 def byte_started(byte_teacher, tmp_path_factory):
     """T0: what the teacher started from."""
-    return moved(byte_teacher, tmp_path_factory.mktemp("started") / "byte-t0")
+    return moved_model(byte_teacher, tmp_path_factory.mktemp("started") / "byte-t0")
 
 
 @pytest.fixture
 def roles(byte_teacher, byte_started, merged_student):
     return {
-        "teacher": Named(byte_teacher, "T"),
-        "teacher_reference": Named(byte_started, "T0"),
-        "reference": Named(merged_student, "S0"),
+        "teacher": TeacherSource(byte_teacher, teacher_id="T"),
+        "teacher_reference": TeacherSource(byte_started, teacher_id="T0"),
+        "reference": TeacherSource(merged_student, teacher_id="S0"),
     }
 
 
@@ -106,21 +77,7 @@ def test_loss_and_gradient_are_the_definition(make, roles, rows, longest, settin
     loss = trainer.compute_loss(trainer.model, trainer.data_collator(data[:3]))
     gradient = torch.autograd.grad(loss, trained)
 
-    doubled = {
-        role: AutoModelForCausalLM.from_pretrained(source.directory, dtype=torch.float64)
-        for role, source in roles.items()
-    }
-    models = {
-        "policy": trainer.model.double(),
-        "reference": doubled["reference"],
-        "teacher": doubled["teacher"],
-        "base": doubled.get("teacher_reference"),
-    }
-    teachers = tokenize_preferences(Dataset.from_list(rows), byte_level())
-    hands = [
-        [ByHand(row, side, theirs, settings=settings, longest=longest, **models) for side in ("chosen", "rejected")]
-        for row, theirs in zip(data, teachers, strict=True)
-    ]
+    hands = pairs_by_hand(data, trainer.model, roles, settings, longest)
     assert any(one.cuts_a_span for pair in hands[:3] for one in pair)
     wanted = loss_by_hand(settings, hands[:3], hands)
     wanted_gradient = torch.autograd.grad(wanted, trained)
@@ -134,9 +91,8 @@ def test_loss_and_gradient_are_the_definition(make, roles, rows, longest, settin
 def test_with_one_tokenizer_every_number_is_the_same_to_the_bit(
     make_trainer, tiny_teacher, student, settings, one_teacher
 ):
-    sources = {"teacher": Named(tiny_teacher, "T"), "reference": Named(student, "S0")}
-    if not one_teacher:
-        sources["teacher_reference"] = Named(student, "T0")
+    folders = {"teacher": tiny_teacher, "reference": student} | ({} if one_teacher else {"teacher_reference": student})
+    sources = {role: TeacherSource(folder, teacher_id=role) for role, folder in folders.items()}
     settings = settings | {"sources": sources, "max_length": 10, "gradient_accumulation_steps": 2}
     plain, own = (make_trainer(**settings, teacher_tokenizer=of) for of in (None, str(tiny_teacher)))
     batch = own.data_collator(list(own.train_dataset)[:2])
@@ -203,8 +159,10 @@ def test_a_step_s_loss_does_not_depend_on_how_its_spans_are_spread(make, roles):
     assert all(torch.allclose(whole[name], spread[name], atol=2e-4) for name in whole)
 
 
-def test_a_resumed_run_ends_where_the_whole_run_ends(make, roles, tmp_path):
+@pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "lora"])
+def test_a_resumed_run_ends_where_the_whole_run_ends(make, roles, tmp_path, peft_config):
     settings = {"objective": "token", "center": True, "sources": roles, "max_steps": 4, "save_strategy": "steps"}
+    settings["peft_config"] = peft_config
     losses, weights = train(make(**settings, save_steps=2))
     rest, resumed = train(
         make(**settings, save_steps=2, output_dir=tmp_path / "again"),
@@ -264,7 +222,7 @@ def test_other_tokenizers_than_the_teachers_are_refused_in_one_line(make, byte_s
     with pytest.raises(InvalidRequest, match=r"teacher: teacher_tokenizer .* another vocabulary than model byte-llama"):
         make(sources={"teacher": source}, teacher_tokenizer=str(merged_student))
     with pytest.raises(InvalidRequest, match="teacher_tokenizer is server, and the teacher's values do not come"):
-        make(sources={"teacher": Named(byte_teacher, "T")}, teacher_tokenizer="server")
+        make(sources={"teacher": TeacherSource(byte_teacher, teacher_id="T")}, teacher_tokenizer="server")
 
 
 def test_a_teacher_reference_with_other_tokens_is_refused(make, server, byte_server):
