@@ -37,6 +37,7 @@ from tvkd_client.roles import Sources, base_role, check_models, open_sources
 from tvkd_client.run_record import RunRecord
 from tvkd_client.survey import check_complete, check_data, check_reference, fill, mean_advantage
 from tvkd_client.teacher_tokens import add_teacher_tokens, teacher_tokenizer, with_whole_spans
+from tvkd_client.token_rows import TOKEN_COLUMNS
 from tvkd_client.trl_private import ObservedModel, OpenDPOTrainer, check
 from tvkd_shared.ending import Ending
 from tvkd_shared.errors import InvalidRequest
@@ -289,13 +290,13 @@ class TVKDTrainer(OpenDPOTrainer):
         if "reference" not in self.sources:
             return None
         count = self.settings.per_device_train_batch_size * self.accelerator.num_processes
-        if isinstance(dataset, Dataset):
-            return dataset.select(range(min(count, len(dataset))))
-        return Dataset.from_list(list(islice(dataset, count)))
+        return Dataset.from_list([{name: row[name] for name in TOKEN_COLUMNS} for row in islice(dataset, count)])
 
-    def check_reference(self, rows: Dataset) -> None:
+    def check_reference(self, rows: Dataset | None) -> None:
         """Raises WrongAnswer when stored reference log-probs differ from those that TRL computed on the first batch."""
         self._check_sources()  # TRL calls this in the constructor, before anything else is read
+        if rows is None:
+            return
         args = self.settings
         model: Any = self.model
         half = model.dtype != torch.float32 or args.bf16 or args.fp16

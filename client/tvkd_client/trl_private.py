@@ -147,11 +147,14 @@ class OpenDPOTrainer(DPOTrainer):
         self._signature_columns = list(dict.fromkeys([*kept, *TEACHER_COLUMNS, *SPAN_COLUMNS]))  # type: ignore[assignment]
 
     def reference_rows(self, dataset: datasets.Dataset | datasets.IterableDataset) -> datasets.Dataset | None:
-        """Rows whose reference log-probs are compared, because batches bring their own; None to compute all rows'."""
+        """Rows in memory whose reference log-probs are compared, because batches bring their own; None for all rows."""
         return None
 
-    def check_reference(self, rows: datasets.Dataset) -> None:
-        """Called with the columns ref_chosen_logps and ref_rejected_logps that TRL computed for `reference_rows`."""
+    def check_reference(self, rows: datasets.Dataset | None) -> None:
+        """Called with the columns ref_chosen_logps and ref_rejected_logps that TRL computed for `reference_rows`.
+
+        The main process alone has them; in the others `rows` is None.
+        """
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
         # Reference log-probs need no values, and the model would be given the extra key of a batch with scores.
@@ -162,7 +165,15 @@ class OpenDPOTrainer(DPOTrainer):
             if rows is None:
                 return super()._precompute_ref_logps(dataset, name, batch_size)
             if name == "train":
-                self.check_reference(super()._precompute_ref_logps(rows, name, batch_size))
+                # TRL writes them to a file, in the main process, and reads it in all. Of rows in memory it lies in a
+                # temporary folder of the process, so others need share no disk, and no other run finds it.
+                try:
+                    rows = super()._precompute_ref_logps(rows, name, batch_size)
+                except FileNotFoundError:
+                    if self.accelerator.is_main_process:
+                        raise
+                    rows = None
+                self.check_reference(rows)
             return dataset
         finally:
             self.data_collator = collator
