@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 import yaml
 from preference_rows import conversational, plain
 from transformers import AutoModelForCausalLM, AutoTokenizer
