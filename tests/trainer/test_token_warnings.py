@@ -20,8 +20,6 @@ DISPLACED = (
 class Lowered(TeacherSource):
     """A model whose log-prob of each token is 1.5 nats less."""
 
-    teacher_id = "the lowered one"
-
     def fetch(self, prompts, completions) -> list[Record]:
         return [
             Record.of({1.0: record.value() + np.float32(1.5)}, record.action_logits, record.entropies)
@@ -38,7 +36,7 @@ def test_what_a_lowered_teacher_would_teach_is_said_with_its_number(
     settings = {"teacher_tokenizer": str(student)} if own_tokenizer else {}
     trainer = make_trainer(
         objective="token",
-        sources={"teacher": Lowered(student), base: TeacherSource(student)},
+        sources={"teacher": Lowered(student, teacher_id="the lowered one"), base: TeacherSource(student)},
         per_device_train_batch_size=8,
         max_steps=4,
         **settings,
