@@ -111,8 +111,8 @@ def _refuse_another_prompt(rows: Rows, first: Row, name: str) -> None:
         look, column = ("looks", found[0]) if len(found) == 1 else ("look", "COLUMN")
         raise InvalidRequest(
             f"data set {name} has no column prompt, and {', '.join(found)} {look} like it: --prompt-column {column} "
-            "takes it, if it is text or messages, and --prompt-column none says that chosen and rejected both begin with "
-            "the prompt"
+            "takes it, if it is text or messages, and --prompt-column none says that chosen and rejected both begin "
+            "with the prompt"
         )
 
 
