@@ -7,11 +7,10 @@ Each outcome is written into the page's table as soon as it is known; what was n
 """
 
 import argparse
-import os
-import subprocess
-import sys
+import multiprocessing
 import tempfile
 import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from tvkd_shared.errors import TVKDError
 from tvkd_shared.record import Record
 
 IMAGES = ("gemma3", "gemma4", "idefics3", "internvl", "llama4", "llava", "mistral3", "mllama", "qwen2_5_vl", "qwen2_vl",
-          "qwen3_5", "qwen3_vl", "smolvlm")  # fmt: skip
+          "qwen3_5", "qwen3_5_moe", "qwen3_vl", "smolvlm")  # fmt: skip
 """Families whose checkpoints read images too; only their language model is served."""
 
 MOST_PARAMETERS = 30_000_000
@@ -47,7 +46,7 @@ SIZES: dict[str, Any] = {
     "max_sequence_length": LONGEST, "sliding_window": 8, "attention_window": 8, "word_embed_proj_dim": 64,
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
     "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "intermediate_size_mlp": 96, "n_group": 1,
-    "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 32, "qk_rope_head_dim": 16,
+    "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 512, "q_lora_rank": 32, "qk_rope_head_dim": 64,
     "qk_nope_head_dim": 16, "v_head_dim": 32, "state_size": 8, "mamba_d_state": 8, "mamba_d_head": 32,
     "mamba_n_heads": 4, "mamba_d_ssm": 128, "mamba_num_heads": 4, "mamba_head_dim": 32, "mamba_chunk_size": 8,
     "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
@@ -65,6 +64,18 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "codegen": {"n_head": 4, "num_attention_heads": 4, "rotary_dim": 8},
     "gpt_neo": {"attention_types": [[["global"], 2]]},
+    "deepseek_v3": {"topk_method": "noaux_tc"},  # which checkpoints have, and transformers' own class does not
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 1, "clip_qkv": 8, "rope_theta": 1e4},
+        "ffn_config": {"ffn_hidden_size": 96, "hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    # These are in published files too, and not in transformers' own classes.
+    "glm4_moe": {"head_dim": 32},
+    "glm4_moe_lite": {"first_k_dense_replace": 1},
+    "lfm2": {"block_dim": 64},
+    "longcat_flash": {"mla_scale_q_lora": True, "mla_scale_kv_lora": True},
+    "minimax_m2": {"rotary_dim": 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "nemotron_h": {"n_groups": 1},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
     "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
@@ -81,6 +92,10 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {"rope_parameters": _MROPE},
     "qwen3_vl": {"rope_parameters": _MROPE},
     "qwen3_5": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_5_moe": {"layer_types": ["linear_attention", "full_attention"]},
+    "zamba": {"layers_block_type": ["mamba", "hybrid", "hybrid"], "num_hidden_layers": 3},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"], "hybrid_layer_ids": [1]},
+    "zaya": {"num_experts_per_tok": 1},
 }
 
 
@@ -89,7 +104,7 @@ def tiny_config(family: str) -> PreTrainedConfig:
     default, more = CONFIG_MAPPING[family](), OTHERWISE.get(family, {})
     text = getattr(default, "text_config", None)
     if text is None:
-        return CONFIG_MAPPING[family](**_picked(default, SIZES | more))
+        return CONFIG_MAPPING[family](**_picked(default, SIZES | more) | more)
     images = getattr(default, "vision_config", None)
     if images is None and family in IMAGES:
         images = default.sub_configs["vision_config"]()
@@ -177,19 +192,32 @@ def outcome(family: str, engine: str) -> str:
 
 def outcome_in_its_own_process(family: str, engine: str) -> str:
     """The same of an engine that may take its process with it."""
-    command = [sys.executable, __file__, "--engine", engine, family]
+    results, sends = _FORKS.Pipe(duplex=False)
+    process = _FORKS.Process(target=_send_outcome, args=(sends, family, engine))
+    process.start()
+    sends.close()
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=600, check=False, env=os.environ | _ALONE
-        )
-    except subprocess.TimeoutExpired:
-        return "no answer in 600 s"
-    rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {family} |")]
-    return rows[-1].split(" | ", 1)[1].removesuffix(" |") if rows else f"exit code {done.returncode}"
+        return results.recv() if results.poll(600) else "no answer in 600 s"
+    except EOFError:
+        process.join()
+        return f"exit code {process.exitcode}"
+    finally:
+        process.kill()
 
 
-_ALONE = {"TVKD_FAMILY_ALONE": "1"}
+def _send_outcome(sends: Connection, family: str, engine: str) -> None:
+    quietly()
+    sends.send(outcome(family, engine))
 
+
+def quietly() -> None:
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+
+
+# The processes are forked from one that has made the imports, which take longer than a tiny model.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tvkd_server.teachers.vllm_teacher", "vllm.v1.engine.async_llm"])
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 COLUMNS = ("transformers", "vllm")
@@ -211,16 +239,13 @@ def main() -> None:
     parser.add_argument("families", nargs="*", help="default: every causal LM, and some that read images")
     parser.add_argument("--engine", default="transformers", choices=COLUMNS)
     arguments = parser.parse_args()
-    one = _ALONE.items() <= os.environ.items()
     for family in arguments.families or sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *IMAGES}):
-        own_process = arguments.engine == "vllm" and not one
-        line = (outcome_in_its_own_process if own_process else outcome)(family, arguments.engine).replace("|", "/")
+        one = outcome_in_its_own_process if arguments.engine == "vllm" else outcome
+        line = one(family, arguments.engine).replace("|", "/")
         print(f"| {family} | {line} |", flush=True)
-        if not one:
-            write_into_page(PAGE, family, arguments.engine, line)
+        write_into_page(PAGE, family, arguments.engine, line)
 
 
 if __name__ == "__main__":
-    transformers.logging.set_verbosity_error()
-    warnings.simplefilter("ignore")
+    quietly()
     main()

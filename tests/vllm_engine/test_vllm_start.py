@@ -3,6 +3,7 @@
 import pytest
 from running_engine import RunningEngine
 
+from families import save_tiny
 from small_models import save
 from tvkd_shared.errors import InvalidRequest
 
@@ -26,3 +27,9 @@ def test_a_start_that_fails_says_vllms_own_reason_in_one_line(settings, says, tm
     with pytest.raises(InvalidRequest, match=says) as refusal:
         RunningEngine(save("llama", tmp_path / "llama"), **settings)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_worker_that_dies_without_an_exception_is_said_to_have_done_so(tmp_path):
+    """This model's weights, as vLLM's CPU build loads them, end the worker's process in native code."""
+    with pytest.raises(InvalidRequest, match="a process of the engine ended without an exception"):
+        RunningEngine(save_tiny("gemma3n_text", tmp_path / "gemma3n_text"), engine_args={"enforce_eager": True})

@@ -10,6 +10,9 @@ from tvkd_server.teachers.checkpoint import first_line
 _FILE = "TVKD_ENGINE_FAILURES"
 """The variable by which the server names the file to the engine's processes."""
 
+_NO_CAUSE = "WorkerProc initialization failed due to an exception in a background process"
+"""What vLLM says of a worker's end. It is the first failure where the worker itself could say nothing."""
+
 
 class Failures(logging.Handler):
     """Appends a line for each exception that vLLM logs in this process to the file that the server named."""
@@ -44,4 +47,7 @@ class FailureFile:
     def reason(self, error: BaseException) -> str:
         """The first failure, which the others follow from, or what the server was told when none was written."""
         self._file.seek(0)
-        return self._file.readline().strip() or first_line(error)
+        reason = self._file.readline().strip() or first_line(error)
+        if not reason.startswith(_NO_CAUSE):
+            return reason
+        return "a process of the engine ended without an exception, as it does when native code crashes or memory lacks"
