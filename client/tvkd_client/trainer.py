@@ -94,18 +94,17 @@ class TVKDTrainer(OpenDPOTrainer):
         self._tokens_a_micro_batch: float | None = None
         self._first_sums: torch.Tensor | None = torch.zeros(len(SUMS))
         if args.objective == "token" and self.aux_loss_enabled:
-            raise InvalidRequest(
-                "objective token has no router loss of a mixture of experts; set router_aux_loss_coef 0"
-            )
+            raise InvalidRequest("objective token has no router loss of experts; set router_aux_loss_coef 0")
         if self.sources:
             if "reference" not in self.sources:
                 self._check_sources()
             self.center = self._mean_advantage() if args.center else 0.0
+            student: Any = self.model
             self.data_collator = ScoreCollator(
                 self.data_collator,
                 self.sources,
                 args.shaping if args.objective == "tvkd" and args.alpha != 0 else None,
-                ending=self._ending(),
+                ending=Ending(self.text_tokenizer, student.generation_config.eos_token_id),
                 concurrency=args.value_concurrency,
             )
         self.record.complete(model if isinstance(model, str) else model.name_or_path, self._splits())
@@ -253,10 +252,6 @@ class TVKDTrainer(OpenDPOTrainer):
         if self.settings.bulk:
             fill(self.sources, self._splits(), self.accelerator, quiet=bool(self.args.disable_tqdm))
         check_complete(self.sources, self._splits())
-
-    def _ending(self) -> Ending:
-        model: Any = self.model
-        return Ending(self.text_tokenizer, model.generation_config.eos_token_id)
 
     def _given(self) -> dict[str, Any]:
         """The tokenised data sets by the name of their split."""
