@@ -64,7 +64,7 @@ lint: $(VENV)/dev.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Writes into docs/families.md what the engine makes of every family of models that transformers knows: half an hour, many with vLLM.
+# Writes into docs/families.md what the engine makes of every family of models that transformers knows: minutes, an hour with vLLM.
 families: $(VENV)/dev.installed $(ENGINE_INSTALLED)
 	$(BIN)/python tests/families.py --engine $(ENGINE)
 

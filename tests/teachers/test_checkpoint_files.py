@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from families import save_tiny
 from small_models import ask, load
 from tvkd_server.teachers.vllm_engine.files import refuse_other_weights, refuse_untied_head
 from tvkd_shared.errors import InvalidRequest
@@ -123,3 +124,7 @@ def test_a_head_that_vllm_would_not_use_is_refused(form, saved, tmp_path):
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     FORMS[form](weights, directory)
     refuse_untied_head(directory)
+
+
+def test_whether_the_head_is_tied_may_stand_beside_the_language_model_s_config(tmp_path):
+    refuse_untied_head(save_tiny("qwen2_vl", tmp_path / "qwen2_vl"))

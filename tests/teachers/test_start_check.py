@@ -51,7 +51,7 @@ def overflows(teacher) -> None:
         (forgets_some_states, "another value each time"),
         (
             overflows,
-            "fails at its first questions: .*not all finite; another --dtype may help, or serve it with --engine",
+            "fails at its first questions: .*not all finite.*; its weights may be damaged: copy them again$",
         ),
     ],
 )

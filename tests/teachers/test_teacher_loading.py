@@ -138,6 +138,11 @@ def of_gguf(directory: Path) -> None:
     (directory / "model-q4.gguf").write_bytes(b"GGUF")
 
 
+def of_gguf_with_a_config(directory: Path) -> None:
+    without_weights(directory)
+    (directory / "model-q4.gguf").write_bytes(b"GGUF")
+
+
 def a_classifier(directory: Path) -> None:
     LlamaForSequenceClassification(SMALL).save_pretrained(directory)
 
@@ -195,6 +200,7 @@ def config(directory: Path, **changes) -> None:
         (with_a_list_for_config, "config.json holds a list and not an object"),
         (of_another_vocabulary, r"lm_head.weight is \[503, 64\] in the weights and \[600, 64\] by config.json"),
         (of_gguf, "model-q4.gguf is a GGUF file.*dequantize=True.*save_pretrained"),
+        (of_gguf_with_a_config, "no weights.*model-q4.gguf, a GGUF file, which tvkd does not read"),
         (a_classifier, "LlamaForSequenceClassification, not a causal LM"),
         (a_backbone, "LlamaModel, not a causal LM"),
         (a_backbone_that_claims_a_head, "no weights for lm_head.weight"),

@@ -64,7 +64,11 @@ def test_an_engine_argument_that_could_change_a_value_is_refused_with_what_to_do
         ),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, None, "dynamic"),
         ({"text_config": {"rope_parameters": {"rope_type": "dynamic"}}}, None, "dynamic"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "dynamic"}, "sliding_attention": {}}}, None, "dynamic"),
         ({"model_type": "cohere2", "sliding_window": 8}, None, "window for Cohere 2 is one token longer"),
+        ({"model_type": "cohere2_vision", "text_config": {"model_type": "cohere2"}}, None, "window for Cohere 2"),
+        ({"model_type": "cohere2_moe"}, None, "window for Cohere 2"),
+        ({"model_type": "hrm_text"}, None, "off by 10"),
         ({"model_type": "falcon", "alibi": True}, None, "ALiBi to bfloat16"),
         ({"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 24}, None, "--max-model-len 24"),
         (

@@ -29,6 +29,19 @@ def test_a_start_that_fails_says_vllms_own_reason_in_one_line(settings, says, tm
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("family", "says"),
+    [
+        ("cohere2", "window for Cohere 2 is one token longer"),  # before any engine starts
+        ("lfm2", "gives another value each time that it is asked .*--engine transformers"),
+    ],
+)
+def test_a_model_that_vllm_gets_wrong_is_refused_in_one_line(family, says, tmp_path):
+    with pytest.raises(InvalidRequest, match=says) as refusal:
+        RunningEngine(save_tiny(family, tmp_path / family), engine_args={"enforce_eager": True})
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_worker_that_dies_without_an_exception_is_said_to_have_done_so(tmp_path):
     """This model's weights, as vLLM's CPU build loads them, end the worker's process in native code."""
     with pytest.raises(InvalidRequest, match="a process of the engine ended without an exception"):

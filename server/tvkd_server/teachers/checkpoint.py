@@ -105,15 +105,16 @@ class Checkpoint:
         return InvalidRequest(f"{start}: {reason}")
 
     @property
-    def rope(self) -> dict[str, Any]:
-        """How rotary positions are computed and scaled."""
-        return self.text_config.get("rope_parameters") or self.text_config.get("rope_scaling") or {}
+    def ropes(self) -> list[dict[str, Any]]:
+        """How rotary positions are computed and scaled: in all layers, or in each kind of layer."""
+        rope = self.text_config.get("rope_parameters") or self.text_config.get("rope_scaling") or {}
+        return [part for part in rope.values() if isinstance(part, dict)] or [rope]
 
     def attention_bounds(self) -> list[int]:
         """Lengths in tokens beyond which the model computes something else: windows, chunks, and scaled positions."""
         text, original = self.text_config, "original_max_position_embeddings"
         windows = [text.get("sliding_window"), text.get("attention_chunk_size")]
-        bounds = [*windows, text.get(original), self.rope.get(original)]
+        bounds = [*windows, text.get(original), *(rope.get(original) for rope in self.ropes)]
         return sorted({bound for bound in bounds if isinstance(bound, int) and bound > 0})
 
     def served_dtype(self, dtype: str, *, on_cpu: bool) -> str:

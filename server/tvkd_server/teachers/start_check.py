@@ -11,7 +11,7 @@ import numpy as np
 
 from tvkd_server.settings import ServeSettings
 from tvkd_server.teachers.checkpoint import Checkpoint
-from tvkd_server.teachers.teacher import Question, Teacher
+from tvkd_server.teachers.teacher import NotFinite, Question, Teacher
 from tvkd_server.teachers.transformers_teacher import TransformersTeacher
 from tvkd_shared.errors import InvalidRequest, TeacherUnavailable, TVKDError
 from tvkd_shared.record import Record, column_names
@@ -58,6 +58,9 @@ def check_values(
     try:
         together, again = (asyncio.run(_ask(teacher, questions)) for _ in range(2))
         alone = [record for question in questions for record in asyncio.run(_ask(teacher, [question]))]
+    except NotFinite as error:
+        damaged = "" if teacher.info.dtype == "float16" else "; its weights may be damaged: copy them again"
+        raise InvalidRequest(f"{name} fails at its first questions: {error}{damaged}") from error
     except TeacherUnavailable as error:
         raise InvalidRequest(
             f"{name} fails at its first questions: {error}; another --dtype may help, or {_OTHER_ENGINE}"

@@ -47,6 +47,7 @@ _OTHER_FORMS = {
     "consolidated*": _MAKERS_FORM,
     "pytorch_model_fsdp_*": "the shards of a training; merge them with `accelerate merge-weights`",
     "global_step*": "the shards of a DeepSpeed training; merge them with zero_to_fp32.py, which lies beside them",
+    "*.gguf": "a GGUF file, which tvkd does not read; get the weights as safetensors, or convert it",
     "*/config.json": "a folder that may be the checkpoint; name that one",
 }
 

@@ -35,7 +35,9 @@ def refuse_untied_head(directory: Path) -> None:
     transformers uses that head, and vLLM the embeddings. Adapters that trained a head are often merged into such files.
     """
     config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    if not config.get_text_config(decoder=True).tie_word_embeddings:
+    # Some families say it of the language model, and some of the whole.
+    said = [getattr(part, "tie_word_embeddings", None) for part in (config.get_text_config(decoder=True), config)]
+    if not next((tied for tied in said if tied is not None), False):
         return
     head, embeddings = (_tensor(directory, ends) for ends in ((_HEAD,), _EMBEDDINGS))
     if head is not None and embeddings is not None and not torch.equal(head, embeddings):
