@@ -4,6 +4,7 @@ The check itself takes any teacher, so it is tried here on teachers under transf
 """
 
 import logging
+import re
 
 import pytest
 import torch
@@ -82,6 +83,12 @@ def test_probes_are_short_and_long_and_past_each_length_that_is_named(saved):
     lengths = {len(question.prompt) + len(question.completions[0]) for question in probes(teacher, [35], on_cpu=True)}
     assert lengths == {5, 17, 35, 96}
     assert len(probes(teacher, [], on_cpu=False)) == 10
+
+
+def test_a_length_that_is_not_reached_is_said_with_what_checks_it(saved, caplog, monkeypatch):
+    monkeypatch.setattr(start_check, "_LIMIT_ON_CPU", 30)
+    probes(load(saved("llama")), [35, 97], on_cpu=True)  # the second is longer than any sequence that is served
+    assert re.search("at most 30 tokens, .* before 35; .*tvkd store verify --rescore", caplog.text)
 
 
 def test_the_lengths_where_attention_changes_are_read_from_the_config(tmp_path):

@@ -29,6 +29,7 @@ _EXACT, _ROUNDED = 1e-4, 5e-2
 window, position or scale lies far outside."""
 
 _OTHER_ENGINE = "serve it with --engine transformers"
+_RESCORE = "once a store has some of its values, `tvkd store verify --rescore` compares a sample"
 
 
 def probes(teacher: Teacher, lengths: Sequence[int], *, on_cpu: bool) -> list[Question]:
@@ -37,6 +38,11 @@ def probes(teacher: Teacher, lengths: Sequence[int], *, on_cpu: bool) -> list[Qu
     The second completion of each may read the prompt from the engine's cache.
     """
     longest = min(teacher.info.longest_sequence, _LIMIT_ON_CPU if on_cpu else _LIMIT_ON_GPU)
+    if beyond := [length for length in lengths if longest < length <= teacher.info.longest_sequence]:
+        logger.warning(
+            "%s is checked with at most %d tokens, and its attention changes further on, before %s; %s",
+            teacher.info.name, longest, " and ".join(f"{length:,}" for length in sorted(beyond)), _RESCORE,
+        )  # fmt: skip
     distinct = sorted({max(3, min(length, longest)) for length in (5, 17, *lengths, _LONG)})
     random, questions = np.random.default_rng(0), []
     for length in distinct + distinct[:1] * (10 - len(distinct)):
@@ -73,16 +79,12 @@ def check_values(
     large = sum(path.stat().st_size for path in checkpoint.weight_files()) > COMPARED_BYTES
     if teacher.info.quantization or large:
         reason = f"larger than {COMPARED_BYTES >> 30} GiB" if large else "quantised"
-        logger.warning(
-            "%s was not compared with transformers, because its weights are %s; once a store has some of its values, "
-            "`tvkd store verify --rescore` compares a sample",
-            name, reason,
-        )  # fmt: skip
+        logger.warning("%s was not compared with transformers, because its weights are %s; %s", name, reason, _RESCORE)
         return
     try:
         expected = _reference_values(reference, questions)
     except TVKDError as error:
-        logger.warning("%s was not compared with transformers: %s", name, error)
+        logger.warning("%s was not compared with transformers: %s; %s", name, error, _RESCORE)
         return
     if difference := _difference(together, expected, exact=exact):
         raise InvalidRequest(
