@@ -215,9 +215,7 @@ def quietly() -> None:
     warnings.simplefilter("ignore")
 
 
-# The processes are forked from one that has made the imports, which take longer than a tiny model.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tvkd_server.teachers.vllm_teacher", "vllm.v1.engine.async_llm"])
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 COLUMNS = ("transformers", "vllm")
@@ -239,6 +237,8 @@ def main() -> None:
     parser.add_argument("families", nargs="*", help="default: every causal LM, and some that read images")
     parser.add_argument("--engine", default="transformers", choices=COLUMNS)
     arguments = parser.parse_args()
+    # Processes are forked from one that has made the imports, which take longer than a tiny model.
+    _FORKS.set_forkserver_preload(["tvkd_server.teachers.vllm_teacher", "vllm.v1.engine.async_llm"])
     for family in arguments.families or sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *IMAGES}):
         one = outcome_in_its_own_process if arguments.engine == "vllm" else outcome
         line = one(family, arguments.engine).replace("|", "/")
