@@ -56,7 +56,7 @@ study-real: $(VENV)/demo.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m studies.real_teacher
 
 test: $(VENV)/dev.installed $(ENGINE_INSTALLED) lint docs
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 30
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 30
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .

@@ -17,21 +17,6 @@ CHAT_TEMPLATE = (
 )
 
 
-LONG = [
-    "test_vllm_agreement", "test_prefetch_models", "test_study", "test_shared_kill", "test_vllm_server", "test_kill",
-    "test_teacher_recipe", "test_demo", "test_vllm_families", "test_known_reward", "test_soak", "test_team",
-    "test_vllm_start", "test_streaming_ends", "test_crash", "test_vllm_quantized", "test_shared_faults",
-    "test_two_processes", "test_train_command", "test_faults", "test_wrong_data",
-]  # fmt: skip
-"""Files that take a minute or more: with several workers each is one worker's, so they come first. Those with an engine
-of vLLM lie apart, because every engine binds its threads to the same cores."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    ranks = {name: rank for rank, name in enumerate(LONG)}
-    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONG)))
-
-
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory) -> Path:
     """A random Llama of two layers over 128 words, float32, with a word tokenizer and a chat template."""
