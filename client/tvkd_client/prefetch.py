@@ -99,7 +99,7 @@ class Prefetch(DatasetFlags, cli_prog_name="tvkd prefetch"):
         urls = [self.server] if self.config is None else [url for _, url in servers(["--config", self.config])]
         answering = [f"{self._client(url).teacher().name} at {url}" for url in dict.fromkeys(filter(None, urls))]
         if not self.quiet:
-            _say(f"reading {self.config or self.dataset}{' for ' * bool(answering)}{' and '.join(answering)}")
+            _say(f"reading {self.config or self.dataset}" + (f" for {' and '.join(answering)}" if answering else ""))
         if self.config is not None:
             work = of_training(self.config, models=self.models)
             self.other_vocabulary |= work.other_vocabulary

@@ -36,10 +36,8 @@ def open_sources(args: TVKDConfig, given: Sources) -> dict[Role, ValueSource]:
         if not args.reads(role) or (role not in given and place is None):
             continue
         with named_in_errors(role):
-            source = given[role] if role in given else source_at(place, args.temperatures_of(role), named)
-            if isinstance(source, ServerSource):
-                source.client.teacher()  # a source that was given an id does not ask the server for it
-            sources[role], answering = source, source.teacher_id
+            sources[role] = given[role] if role in given else source_at(place, args.temperatures_of(role), named)
+            answering = sources[role].teacher_id
             if role in given and named not in (None, answering):
                 raise TeacherMismatch(f"values come from model {answering}, not from {named}")
     if args.reads("teacher") and "teacher" not in sources:

@@ -45,13 +45,13 @@ class ServerSource:
         api_key: str | None = None,
         teacher_id: str | None = None,
     ) -> None:
-        self._named = teacher_id
+        self._named, self._identified = teacher_id, False
         self.client = TeacherClient(url, api_key=api_key, teacher_id=teacher_id if _is_id(teacher_id) else None)
         self.temperatures = tuple(temperatures)
 
     @property
     def teacher_id(self) -> str:
-        """The teacher that was named, or else the one that the server has. Raises TeacherMismatch for another name."""
+        """The id of the server's teacher, which it is asked for once. Raises TeacherMismatch when another was named."""
         self._identify()
         return str(self.client.teacher_id)
 
@@ -70,10 +70,11 @@ class ServerSource:
         return self.client.fill(items, self.temperatures)
 
     def _identify(self) -> None:
-        if self.client.teacher_id is None:
+        if not self._identified:
             teacher = self.client.teacher()
-            if self._named not in (None, teacher.name):
+            if self._named not in (None, teacher.id, teacher.name):
                 raise TeacherMismatch(f"{self.client.url} has teacher {teacher.name} ({teacher.id}), not {self._named}")
+            self._identified = True
 
 
 class StoreSource:

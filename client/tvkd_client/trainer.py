@@ -247,20 +247,20 @@ class TVKDTrainer(OpenDPOTrainer):
 
     def _check_sources(self) -> None:
         """Checks models and stores against the tokenised data, and fills the servers' stores for `bulk`."""
-        given = [rows for rows in self._given().values() if rows is not None]
+        given = [rows for rows in self._data_sets().values() if rows is not None]
         check_models(self.sources, self.settings, self.text_tokenizer, given, self.teacher_tokenizer)
         if self.settings.bulk:
             fill(self.sources, self._splits(), self.accelerator, quiet=bool(self.args.disable_tqdm))
         check_complete(self.sources, self._splits())
 
-    def _given(self) -> dict[str, Any]:
-        """The tokenised data sets by the name of their split."""
+    def _data_sets(self) -> dict[str, Any]:
+        """The tokenised data sets by the name of their split; None where there is nothing to evaluate on."""
         evals = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         return {"train": self.train_dataset, **evals}
 
     def _splits(self) -> dict[str, Any]:
-        """Those whose length is known."""
-        return {name: rows for name, rows in self._given().items() if isinstance(rows, Dataset)}
+        """The tokenised data sets whose length is known, by the name of their split."""
+        return {name: rows for name, rows in self._data_sets().items() if isinstance(rows, Dataset)}
 
     def _mean_advantage(self) -> float:
         """c: the mean of A_t over the training data. Rank 0 alone reads it."""

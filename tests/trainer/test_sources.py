@@ -106,12 +106,13 @@ def test_one_completion_that_a_role_s_store_lacks_is_said_with_role_and_split(ma
 
 @pytest.mark.parametrize("role", get_args(Role))
 @pytest.mark.parametrize("kind", ["server", "store", "source"])
-def test_another_model_than_a_role_s_id_names_is_refused(make_trainer, server, source, kind, role):
+@pytest.mark.parametrize("named", ["0" * 32, "another-name"])
+def test_another_model_than_a_role_s_id_names_is_refused(make_trainer, server, source, kind, role, named):
     """Also where the vocabulary, and with it the model, is not looked at."""
     place = {"server": {role: server.url}, "store": {role: str(server.store_path)}, "source": {}}[kind]
     given = {name: source for name in {"teacher", role} if kind == "source" or name != role}
     with pytest.raises(TeacherMismatch, match=rf"^{role}: "):
-        make_trainer(objective="token", other_vocabulary=True, sources=given, **place, **{f"{role}_id": "0" * 32})
+        make_trainer(objective="token", other_vocabulary=True, sources=given, **place, **{f"{role}_id": named})
 
 
 @pytest.mark.parametrize("role", get_args(Role))
